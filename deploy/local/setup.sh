@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs the project into a virtual environment, from hash-pinned locks. Usage: setup.sh VENV all|dev
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+venv=$1 what=$2
+say() { printf '\033[1msetup:\033[0m %s\n' "$*"; }
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
+  done
+fi
+if [ -z "$python" ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "no Python >= 3.11 found: installing Debian's"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv >/dev/null
+    python=python3
+  else
+    say "Python 3.11 or later is needed: install it (Debian: apt install python3 python3-venv) and run this again"; exit 1
+  fi
+fi
+# Debian ships venv and ensurepip apart from Python.
+if [ ! -x "$venv/bin/python" ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing Debian's python3-venv"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null
+  else
+    say "Python's venv module is missing: apt install python3-venv, then run this again"; exit 1
+  fi
+fi
+if [ ! -x "$venv/bin/python" ]; then
+  say "making $venv with $("$python" --version)"
+  "$python" -m venv "$venv"
+fi
+say "installing requirements/$what.lock ($(grep -c '==' "requirements/$what.lock") packages, a minute or two the first time)"
+"$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off --require-hashes -r "requirements/$what.lock" 2> >(grep -v '^WARNING' >&2)
+say "installing gpumesh itself"
+"$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e . 2> >(grep -v '^WARNING' >&2)
+touch "$venv/.installed-$what"
+if [ "$what" = dev ]; then touch "$venv/.installed-all"; fi  # dev holds everything that all does
+say "done"
