@@ -130,6 +130,7 @@ class AdmitRequest(_message.Message):
     EXCLUDED_SCHEDULER_IDS_FIELD_NUMBER: _builtins.int
     SERVICE_CLASS_FIELD_NUMBER: _builtins.int
     PREFIX_KEYS_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Id part of the API key, "<id>" of gm_live_<id>_<secret>_<crc>."""
     key_sha256: _builtins.bytes
@@ -150,6 +151,8 @@ class AdmitRequest(_message.Message):
     """The caller gives up after this, milliseconds."""
     service_class: _job_pb2.ServiceClass.ValueType
     """Urgency."""
+    job_id: _builtins.bytes
+    """The job, 16 bytes, made by the caller; Release names it in its item's id."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.Feature.ValueType]:
         """What it needs of the engine."""
@@ -178,10 +181,11 @@ class AdmitRequest(_message.Message):
         excluded_scheduler_ids: _abc.Iterable[_builtins.str] | None = ...,
         service_class: _job_pb2.ServiceClass.ValueType = ...,
         prefix_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        job_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "attempt", b"attempt", "choices", b"choices", "deadline_ms", b"deadline_ms", "excluded_scheduler_ids", b"excluded_scheduler_ids", "features", b"features", "input_tokens_estimate", b"input_tokens_estimate", "key_id", b"key_id", "key_sha256", b"key_sha256", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model", b"model", "prefix_keys", b"prefix_keys", "service_class", b"service_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "attempt", b"attempt", "choices", b"choices", "deadline_ms", b"deadline_ms", "excluded_scheduler_ids", b"excluded_scheduler_ids", "features", b"features", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "key_sha256", b"key_sha256", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model", b"model", "prefix_keys", b"prefix_keys", "service_class", b"service_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
