@@ -250,6 +250,7 @@ class Ticket(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     MODALITY_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     """16 bytes, made by the caller."""
     account_id: _builtins.str
@@ -278,6 +279,8 @@ class Ticket(_message.Message):
     """Kind of work."""
     attempt: _builtins.int
     """Attempt this ticket is for; the caller numbers from 1."""
+    choices: _builtins.int
+    """Choices asked for; max_output_tokens is over all of them. 0: one."""
     @_builtins.property
     def price(self) -> Global___Price:
         """Locked price."""
@@ -315,10 +318,11 @@ class Ticket(_message.Message):
         features: _abc.Iterable[Global___Feature.ValueType] | None = ...,
         modality: Global___Modality.ValueType = ...,
         attempt: _builtins.int = ...,
+        choices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "settle_by_time", b"settle_by_time", "submit_by_time", b"submit_by_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "attempt", b"attempt", "features", b"features", "hold_nano_usd", b"hold_nano_usd", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model_id", b"model_id", "model_revision", b"model_revision", "price", b"price", "scheduler_boot_id", b"scheduler_boot_id", "scheduler_id", b"scheduler_id", "service_class", b"service_class", "settle_by_time", b"settle_by_time", "submit_by_time", b"submit_by_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "attempt", b"attempt", "choices", b"choices", "features", b"features", "hold_nano_usd", b"hold_nano_usd", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model_id", b"model_id", "model_revision", b"model_revision", "price", b"price", "scheduler_boot_id", b"scheduler_boot_id", "scheduler_id", b"scheduler_id", "service_class", b"service_class", "settle_by_time", b"settle_by_time", "submit_by_time", b"submit_by_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
