@@ -1,0 +1,1 @@
+"""What the benchmarks share: load, a mock engine, a bare proxy, CPU accounting, reports."""

@@ -1,0 +1,114 @@
+"""Admission at the rim: decides at once from the desk's copies, or fetches what is missing first. One fetch per key or account at a time."""
+
+import functools
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
+from gpumesh_router.domain.admission import Ask, Desk, Fetch, Grant, Missing
+from gpumesh_router.wire import admission_to_wire, ask_from_wire, ticket_to_wire
+from gpumesh_runtime.clock import Clock
+from gpumesh_runtime.error_types import InvalidArgument, MeshError, Unavailable
+from gpumesh_runtime.errors import as_mesh_error
+from gpumesh_runtime.metrics import Metrics
+from gpumesh_runtime.reasons import Reason
+from gpumesh_runtime.sealing import KeyRing
+
+Answer = Callable[[admission_pb2.Admission | MeshError], None]
+_MAX_FETCHES: Final = 3  # key, balance, and one more when a cache was dropped between the two
+_ID_BYTES: Final = 16
+_DIGEST_BYTES: Final = 32
+
+
+class Directory(Protocol):
+    """Where missing copies come from. Both call back exactly once, with None or why not."""
+
+    def fetch_key(self, key_id: str, digest: bytes, done: Callable[[MeshError | None], None]) -> None:
+        """Asks the registry whom a key belongs to and stores the answer at the desk."""
+
+    def fetch_balance(self, account_id: str, done: Callable[[MeshError | None], None]) -> None:
+        """Asks metering what an account can spend and stores the answer at the desk."""
+
+
+class Admissions:
+    """Answers admission requests. `admit` never blocks: its callback comes in the same turn unless something must be fetched."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        directory: Directory,
+        ring: KeyRing,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        submit_s: float,
+        settle_s: float,
+    ) -> None:
+        self._desk = desk
+        self._directory = directory
+        self._ring = ring
+        self._clock = clock
+        self._submit_s = int(submit_s)
+        self._settle_s = int(settle_s)
+        self._outcomes = metrics.counter(
+            "gpumesh_router_admissions_total", "Admission requests by outcome.", ("outcome",)
+        )
+        self._admitted = self._outcomes.labels("ADMITTED")
+
+    def admit(self, wire: admission_pb2.AdmitRequest, answer: Answer) -> None:
+        """Decides one request and calls `answer` exactly once, with the admission or why not."""
+        if len(wire.job_id) != _ID_BYTES or len(wire.key_sha256) != _DIGEST_BYTES:
+            answer(InvalidArgument(Reason.INVALID_ARGUMENT, "job_id takes 16 bytes and key_sha256 32."))
+            return
+        self._try(ask_from_wire(wire), answer, _MAX_FETCHES)
+
+    def release(self, job_id: bytes, charge_nano_usd: int) -> None:
+        """The job is over for its client. Repetition is harmless."""
+        self._desk.balances.release(job_id, charge_nano_usd)
+
+    def _try(self, ask: Ask, answer: Answer, fetches: int) -> None:
+        try:
+            outcome = self._desk.decide(ask, self._clock.monotonic())
+            if isinstance(outcome, Grant):
+                answer(self._granted(outcome))
+                self._admitted.inc()
+                return
+        except MeshError as err:
+            self._refuse(err, answer)
+            return
+        except Exception as err:  # a bug of ours must answer this caller and not end the link of all
+            self._refuse(as_mesh_error(err), answer)
+            return
+        self._fetch(ask, outcome, answer, fetches)
+
+    def _fetch(self, ask: Ask, fetch: Fetch, answer: Answer, fetches: int) -> None:
+        if fetches == 0:
+            self._refuse(
+                Unavailable(
+                    Reason.ROUTER_UNAVAILABLE,
+                    "The router is catching up. Try again.",
+                    retry_after_s=1.0,
+                    retryable=True,
+                ),
+                answer,
+            )
+            return
+        done = functools.partial(self._fetched, ask, answer, fetches - 1)
+        if fetch.missing is Missing.KEY:
+            self._directory.fetch_key(ask.key_id, ask.key_sha256, done)
+        else:
+            self._directory.fetch_balance(fetch.account_id, done)
+
+    def _fetched(self, ask: Ask, answer: Answer, fetches: int, error: MeshError | None) -> None:
+        if error is not None:
+            self._refuse(error, answer)
+        else:
+            self._try(ask, answer, fetches)
+
+    def _granted(self, grant: Grant) -> admission_pb2.Admission:
+        now_s = self._clock.now_ns() // 1_000_000_000
+        return admission_to_wire(grant, ticket_to_wire(grant, now_s, self._submit_s, self._settle_s), self._ring)
+
+    def _refuse(self, error: MeshError, answer: Answer) -> None:
+        self._outcomes.labels(error.reason.value).inc()
+        answer(error)

@@ -1,0 +1,92 @@
+"""AdmissionService: one link per caller. The front door's servicer is in front_door.py."""
+
+import functools
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+
+from gpumesh.common.v1.link_pb2 import Batch, Goodbye, Item, ItemKind
+from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
+from gpumesh.router.v1.admission_service_pb2_grpc import AdmissionServiceServicer
+from gpumesh_router.admissions import Admissions
+from gpumesh_router.publisher import CataloguePublisher
+from gpumesh_router.tokenizers import Tokenizers
+from gpumesh_runtime.error_types import InvalidArgument, MeshError
+from gpumesh_runtime.identity import Identity
+from gpumesh_runtime.link import Link, LinkEnd, serve_link
+from gpumesh_runtime.reasons import Reason
+
+_CALL: Final = int(ItemKind.ITEM_KIND_CALL)
+_RELEASE: Final = int(ItemKind.ITEM_KIND_RELEASE)
+_CHUNK_BYTES: Final = 256 * 1024
+
+
+class AdmissionServicer(AdmissionServiceServicer):
+    """Admit and Release over links; the catalogue to whoever is connected."""
+
+    def __init__(
+        self,
+        admissions: Admissions,
+        publisher: CataloguePublisher,
+        tokenizers: Tokenizers,
+        *,
+        router_id: str,
+        boot_id: str,
+    ) -> None:
+        self._admissions = admissions
+        self._publisher = publisher
+        self._tokenizers = tokenizers
+        self._welcome = admission_pb2.AdmissionWelcome(router_id=router_id, router_boot_id=boot_id).SerializeToString()
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[Batch], context: grpc.aio.ServicerContext[Batch, Batch]
+    ) -> None:
+        """Serves one caller's link until it ends."""
+        await serve_link(request_iterator, context, receiver=self, welcome=self._greet)
+
+    async def GetTokenizer(
+        self, request: admission_pb2.GetTokenizerRequest, context: Any
+    ) -> AsyncIterator[admission_pb2.GetTokenizerResponse]:
+        """Streams a tokenizer.json."""
+        data = await self._tokenizers.get(request.tokenizer_sha256)
+        for at in range(0, len(data), _CHUNK_BYTES):
+            yield admission_pb2.GetTokenizerResponse(chunk=data[at : at + _CHUNK_BYTES])
+
+    def _greet(self, hello: bytes, peer: Identity) -> bytes:
+        admission_pb2.AdmissionHello.FromString(hello)
+        return self._welcome
+
+    def on_up(self, link: Link, body: bytes) -> None:
+        """A caller connected: it gets the catalogue at once."""
+        self._publisher.add(link)
+
+    def on_item(self, link: Link, item: Item) -> None:
+        """Admit and Release; anything else is the caller's error and ignored."""
+        kind = item.kind
+        if kind == _CALL:
+            try:
+                request = admission_pb2.AdmitRequest.FromString(item.body)
+            except ValueError:
+                link.fail(item.id, InvalidArgument(Reason.INVALID_ARGUMENT, "The body is not an AdmitRequest."))
+                return
+            self._admissions.admit(request, functools.partial(_answer, link, item.id))
+        elif kind == _RELEASE:
+            self._admissions.release(item.id, admission_pb2.Release.FromString(item.body).charge_nano_usd)
+
+    def on_goodbye(self, link: Link, goodbye: Goodbye) -> None:
+        """It asks nothing new; its releases still come."""
+
+    def on_down(self, link: Link, end: LinkEnd) -> None:
+        """Holds of its jobs end when released through another link or at their deadline."""
+        self._publisher.remove(link)
+
+
+def _answer(link: Link, call_id: bytes, outcome: admission_pb2.Admission | MeshError) -> None:
+    """Sends an answer, if the caller is still there to hear it."""
+    if link.closed:
+        return
+    if isinstance(outcome, MeshError):
+        link.fail(call_id, outcome)
+    else:
+        link.reply(call_id, outcome.SerializeToString())
