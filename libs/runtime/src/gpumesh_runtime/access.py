@@ -5,10 +5,10 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-import gpumesh
 from google.protobuf import descriptor, descriptor_pool
-from gpumesh.common.v1 import access_pb2
 
+import gpumesh
+from gpumesh.common.v1 import access_pb2
 from gpumesh_runtime.identity import Role
 
 # The same numbers by construction; a role added to the proto must be added to identity.Role (a test compares).
@@ -38,7 +38,7 @@ def roles_of(method: descriptor.MethodDescriptor) -> frozenset[Role]:
 
 
 def matrix(services: Iterable[descriptor.ServiceDescriptor] | None = None) -> Mapping[str, frozenset[Role]]:
-    """Method path -> roles that may call it, for the given services or for all of gpumesh. Raises MissingAccessError."""
+    """Method path -> roles that may call it, for the given services or all. Raises MissingAccessError."""
     chosen = all_services() if services is None else services
     return {method_path(method): roles_of(method) for service in chosen for method in service.methods}
 

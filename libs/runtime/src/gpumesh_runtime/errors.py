@@ -14,8 +14,8 @@ from typing import Final, NoReturn
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
-from gpumesh.common.v1.link_pb2 import Failure
 
+from gpumesh.common.v1.link_pb2 import Failure
 from gpumesh_runtime.error_types import (
     AlreadyExists,
     Cancelled,

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Final, Protocol
 
 import structlog
@@ -145,6 +145,7 @@ FIELDS: Final = frozenset(
         "seconds",
         "seq",
         "service",
+        "services",
         "session",
         "session_counter",
         "settled",
@@ -294,11 +295,8 @@ def setup(settings: _Settings, service: str) -> None:
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and (settings.development or sys.stderr.isatty())
     )
-    renderer: Callable[..., Any]
-    if console:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    else:
-        renderer = structlog.processors.JSONRenderer()
+    json = structlog.processors.JSONRenderer()
+    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else json
 
     def add_service(_logger: Any, _method: str, event: Event) -> Event:
         event["service"] = service
