@@ -3,7 +3,7 @@
 from gpumesh.common.v1.link_pb2 import Batch, Goodbye, Item, ItemFlag, ItemKind, Window
 from gpumesh_runtime.link.calls import OnAnswer
 from gpumesh_runtime.link.checker import FrameChecker, FrameVerdict, MissingFrames
-from gpumesh_runtime.link.client import LinkClient, channel_options
+from gpumesh_runtime.link.client import LinkClient
 from gpumesh_runtime.link.items import (
     FLAG_FIRST,
     FLAG_LAST,
@@ -51,7 +51,6 @@ __all__ = [
     "Receiver",
     "SendWindow",
     "Window",
-    "channel_options",
     "class_of_kind",
     "fence",
     "new_id",

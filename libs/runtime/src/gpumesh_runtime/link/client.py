@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -18,31 +18,12 @@ from gpumesh_runtime.link.link import Link
 from gpumesh_runtime.link.options import SERVICE_LINK, LinkOptions
 from gpumesh_runtime.link.receiver import LinkEnd, Receiver
 from gpumesh_runtime.link.stream import BROKEN, first_item, read_until_end, single, stop_task
+from gpumesh_runtime.rpc.client import channel
+from gpumesh_runtime.rpc.options import client_options
 from gpumesh_runtime.tls import TlsIdentity
 
 # How long the other side may take to answer the end of our half of the stream.
 _FAREWELL_S: Final = 1.0
-_MAX_RECEIVE_BYTES: Final = 4 * 1024 * 1024
-
-
-def channel_options(options: LinkOptions) -> list[tuple[str, int]]:
-    """What a link's channel needs beside TLS.
-
-    gRPC's own back-off set (1 s growing to 120 s if left alone); keepalive pings, which find a dead TCP connection also while a write
-    hangs; a connection of the link's own, so that a new channel is a new connection.
-    """
-    return [
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
-        ("grpc.max_send_message_length", options.max_item_bytes + options.max_message_bytes),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),
-    ]
 
 
 def peer_of_method(method: str) -> Identity:
@@ -72,9 +53,13 @@ class LinkClient:
         receiver: Receiver,
         options: LinkOptions = SERVICE_LINK,
         peer: Identity | None = None,
-        extra_channel_options: tuple[tuple[str, int | str], ...] = (),
+        server_name: str = "",
+        channel_options: Sequence[tuple[str, str | int]] = (),
     ) -> None:
-        """credentials None connects in clear (loopback tests only). hello() gives the body of each Hello."""
+        """hello() gives the body of each Hello. server_name: expected in the server's certificate where it differs from the host.
+
+        credentials None connects in clear: for tests on loopback. peer: who serves, where the method's package does not say.
+        """
         self.address = address
         self.method = method
         self.link: Link | None = None
@@ -84,7 +69,8 @@ class LinkClient:
         self._receiver = receiver
         self._options = options
         self._peer = peer or peer_of_method(method)
-        self._extra = extra_channel_options
+        self._server_name = server_name
+        self._channel_options = channel_options
         self._backoff = Backoff(options)
         self._up = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -142,20 +128,19 @@ class LinkClient:
             pass
 
     def _channel(self) -> grpc.aio.Channel:
-        options = [*channel_options(self._options), *self._extra]
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self.address, options=options)
-        return grpc.aio.secure_channel(self.address, self._credentials.channel_credentials(), options=options)
+            return grpc.aio.insecure_channel(self.address, options=[*client_options(), *self._channel_options])
+        return channel(self.address, self._credentials, server_name=self._server_name, options=self._channel_options)
 
     async def _one_link(self) -> None:
         """One connection: from the first byte to the end of its link. Failures are noted in last_error, not raised."""
         try:
-            channel = self._channel()
+            connection = self._channel()
         except OSError as error:  # certificate files being replaced
             self.last_error = Unavailable(Reason.UNAVAILABLE, f"certificate: {error.strerror}")
             return
         try:
-            open_stream: grpc.aio.StreamStreamMultiCallable[bytes, Batch] = channel.stream_stream(
+            open_stream: grpc.aio.StreamStreamMultiCallable[bytes, Batch] = connection.stream_stream(
                 self.method, request_serializer=None, response_deserializer=Batch.FromString
             )
             call = open_stream()
@@ -170,7 +155,7 @@ class LinkClient:
         except (DecodeError, *BROKEN):
             self.last_error = Unavailable(Reason.UNAVAILABLE, f"{self._peer.name} broke the handshake.")
         finally:
-            await channel.close()
+            await connection.close()
 
     async def _handshake_and_serve(self, call: "grpc.aio.StreamStreamCall[bytes, Batch]") -> None:
         read: Any = call.read
