@@ -9,7 +9,7 @@ a usage chunk when asked for, [DONE]. It is never the bottleneck and never what 
 import asyncio
 import json
 import sys
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvloop
 
@@ -73,8 +73,7 @@ class Engine(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but class
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
