@@ -156,7 +156,7 @@ class _Captured:
     """Stands in for a server while a generated add function runs, to get at its handlers."""
 
     def __init__(self) -> None:
-        self.services: "dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]" = {}
+        self.services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """The same handlers as below, without their names."""
