@@ -1,4 +1,7 @@
-"""Admission at the rim: decides at once from the desk's copies, or fetches what is missing first. One fetch per key or account at a time."""
+"""Admission at the rim: decides at once from the desk's copies, or fetches what is missing first.
+
+One fetch per key or account at a time; whoever asks meanwhile waits for it.
+"""
 
 import functools
 from collections.abc import Callable
@@ -10,13 +13,15 @@ from gpumesh_router.wire import admission_to_wire, ask_from_wire, ticket_to_wire
 from gpumesh_runtime.clock import Clock
 from gpumesh_runtime.error_types import InvalidArgument, MeshError, Unavailable
 from gpumesh_runtime.errors import as_mesh_error
-from gpumesh_runtime.metrics import Metrics
+from gpumesh_runtime.metrics import counter
 from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.sealing import KeyRing
 
 Answer = Callable[[admission_pb2.Admission | MeshError], None]
 _MAX_FETCHES: Final = 3  # key, balance, and one more when a cache was dropped between the two
 _ID_BYTES: Final = 16
+_OUTCOMES: Final = counter("gpumesh_router_admissions_total", "Admission requests by outcome", ("outcome",))
+_ADMITTED: Final = _OUTCOMES.labels("ADMITTED")
 _DIGEST_BYTES: Final = 32
 
 
@@ -39,7 +44,6 @@ class Admissions:
         directory: Directory,
         ring: KeyRing,
         clock: Clock,
-        metrics: Metrics,
         *,
         submit_s: float,
         settle_s: float,
@@ -50,10 +54,6 @@ class Admissions:
         self._clock = clock
         self._submit_s = int(submit_s)
         self._settle_s = int(settle_s)
-        self._outcomes = metrics.counter(
-            "gpumesh_router_admissions_total", "Admission requests by outcome.", ("outcome",)
-        )
-        self._admitted = self._outcomes.labels("ADMITTED")
 
     def admit(self, wire: admission_pb2.AdmitRequest, answer: Answer) -> None:
         """Decides one request and calls `answer` exactly once, with the admission or why not."""
@@ -71,7 +71,7 @@ class Admissions:
             outcome = self._desk.decide(ask, self._clock.monotonic())
             if isinstance(outcome, Grant):
                 answer(self._granted(outcome))
-                self._admitted.inc()
+                _ADMITTED.add()
                 return
         except MeshError as err:
             self._refuse(err, answer)
@@ -110,5 +110,5 @@ class Admissions:
         return admission_to_wire(grant, ticket_to_wire(grant, now_s, self._submit_s, self._settle_s), self._ring)
 
     def _refuse(self, error: MeshError, answer: Answer) -> None:
-        self._outcomes.labels(error.reason.value).inc()
+        _OUTCOMES.labels(error.reason.value).add()
         answer(error)

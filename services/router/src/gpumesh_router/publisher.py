@@ -42,7 +42,7 @@ class CataloguePublisher:
             return
         body = self.encoded()
         for link in self._links:
-            if not link.closed:
+            if link.end is None:
                 link.send_new(ItemKind.ITEM_KIND_UPDATE, body=body)
 
     def wire(self) -> admission_pb2.Catalogue:

@@ -4,8 +4,6 @@ import functools
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-import grpc
-
 from gpumesh.common.v1.link_pb2 import Batch, Goodbye, Item, ItemKind
 from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
 from gpumesh.router.v1.admission_service_pb2_grpc import AdmissionServiceServicer
@@ -14,7 +12,7 @@ from gpumesh_router.publisher import CataloguePublisher
 from gpumesh_router.tokenizers import Tokenizers
 from gpumesh_runtime.error_types import InvalidArgument, MeshError
 from gpumesh_runtime.identity import Identity
-from gpumesh_runtime.link import Link, LinkEnd, serve_link
+from gpumesh_runtime.link import Link, LinkEnd, LinkServer
 from gpumesh_runtime.reasons import Reason
 
 _CALL: Final = int(ItemKind.ITEM_KIND_CALL)
@@ -37,13 +35,14 @@ class AdmissionServicer(AdmissionServiceServicer):
         self._admissions = admissions
         self._publisher = publisher
         self._tokenizers = tokenizers
+        self._links = LinkServer(self, self._greet)
         self._welcome = admission_pb2.AdmissionWelcome(router_id=router_id, router_boot_id=boot_id).SerializeToString()
 
-    async def Connect(
-        self, request_iterator: AsyncIterator[Batch], context: grpc.aio.ServicerContext[Batch, Batch]
+    async def Connect(  # type: ignore[override]  # grpc.aio also takes a coroutine that reads and writes through its context
+        self, request_iterator: AsyncIterator[Batch], context: Any
     ) -> None:
         """Serves one caller's link until it ends."""
-        await serve_link(request_iterator, context, receiver=self, welcome=self._greet)
+        await self._links.serve(request_iterator, context)
 
     async def GetTokenizer(
         self, request: admission_pb2.GetTokenizerRequest, context: Any
@@ -52,6 +51,10 @@ class AdmissionServicer(AdmissionServiceServicer):
         data = await self._tokenizers.get(request.tokenizer_sha256)
         for at in range(0, len(data), _CHUNK_BYTES):
             yield admission_pb2.GetTokenizerResponse(chunk=data[at : at + _CHUNK_BYTES])
+
+    def goodbye(self, *, drain_ms: int) -> None:
+        """Tells every caller to ask another router from now on."""
+        self._links.goodbye(drain_ms=drain_ms)
 
     def _greet(self, hello: bytes, peer: Identity) -> bytes:
         admission_pb2.AdmissionHello.FromString(hello)
@@ -83,9 +86,7 @@ class AdmissionServicer(AdmissionServiceServicer):
 
 
 def _answer(link: Link, call_id: bytes, outcome: admission_pb2.Admission | MeshError) -> None:
-    """Sends an answer, if the caller is still there to hear it."""
-    if link.closed:
-        return
+    """Sends an answer; a link that ended meanwhile drops it."""
     if isinstance(outcome, MeshError):
         link.fail(call_id, outcome)
     else:

@@ -1,5 +1,6 @@
-"""The router's links to the processes that it copies from: registry, metering, schedulers. Each keeps the desk's copies true."""
+"""The router's links to the processes that it copies from (registry, metering, schedulers): they keep the desk true."""
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -11,9 +12,8 @@ from gpumesh.scheduler.v1 import capacity_service_pb2 as capacity_pb2
 from gpumesh_router.domain.admission import Desk
 from gpumesh_router.wire import capacity_from_wire, model_from_wire, prices_from_wire
 from gpumesh_runtime.clock import Clock
-from gpumesh_runtime.error_types import MeshError, Unauthenticated, Unavailable
-from gpumesh_runtime.errors import as_mesh_error
-from gpumesh_runtime.link import Link, LinkClient, LinkDown, LinkEnd
+from gpumesh_runtime.error_types import DeadlineExceeded, MeshError, Unauthenticated, Unavailable
+from gpumesh_runtime.link import Link, LinkClient, LinkEnd
 from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.tls import TlsIdentity
 
@@ -76,14 +76,11 @@ class Registry:
             self._fetches.finish(digest, _away(Reason.REGISTRY_UNAVAILABLE, "The registry"))
             return
         body = directory_pb2.LookupKey(key_id=key_id, key_sha256=digest).SerializeToString()
-        future = link.call(body, self._timeout_s)
-        future.add_done_callback(
-            lambda f: self._key_fetched(key_id, digest, f.exception(), f.result() if not f.exception() else b"")
-        )
+        link.ask(body, self._timeout_s, functools.partial(self._key_fetched, key_id, digest))
 
-    def _key_fetched(self, key_id: str, digest: bytes, error: BaseException | None, body: bytes) -> None:
+    def _key_fetched(self, key_id: str, digest: bytes, body: bytes | None, error: MeshError | None) -> None:
         now = self._clock.monotonic()
-        if error is None:
+        if body is not None:
             identity = directory_pb2.KeyIdentity.FromString(body)
             self._desk.identities.remember(key_id, digest, identity.account_id, identity.cache_seconds, now)
             self._fetches.finish(digest, None)
@@ -147,13 +144,10 @@ class Metering:
             self._fetches.finish(account_id, _away(Reason.METERING_UNAVAILABLE, "Metering"))
             return
         body = balance_pb2.LookupBalance(account_id=account_id).SerializeToString()
-        future = link.call(body, self._timeout_s)
-        future.add_done_callback(
-            lambda f: self._balance_fetched(account_id, f.exception(), f.result() if not f.exception() else b"")
-        )
+        link.ask(body, self._timeout_s, functools.partial(self._balance_fetched, account_id))
 
-    def _balance_fetched(self, account_id: str, error: BaseException | None, body: bytes) -> None:
-        if error is not None:
+    def _balance_fetched(self, account_id: str, body: bytes | None, error: MeshError | None) -> None:
+        if body is None:
             self._fetches.finish(account_id, _lookup_error(error, Reason.METERING_UNAVAILABLE, "Metering"))
             return
         balance = balance_pb2.Balance.FromString(body)
@@ -227,15 +221,22 @@ class SchedulerWatch:
         self._desk.capacity.down(self._scheduler_id)
 
 
+class Upstreams:
+    """Where missing copies come from: the two fetches as admission wants them."""
+
+    def __init__(self, registry: Registry, metering: Metering) -> None:
+        self.fetch_key = registry.fetch_key
+        self.fetch_balance = metering.fetch_balance
+
+
 def _away(reason: Reason, who: str) -> Unavailable:
     return Unavailable(
         reason, f"{who} cannot be reached at the moment. Try again in a second.", retry_after_s=1.0, retryable=True
     )
 
 
-def _lookup_error(error: BaseException, reason: Reason, who: str) -> MeshError:
+def _lookup_error(error: MeshError | None, reason: Reason, who: str) -> MeshError:
     """What a caller is told when a lookup failed: the answer itself if it was one, else that `who` is away."""
-    if isinstance(error, LinkDown):
+    if error is None or isinstance(error, Unavailable | DeadlineExceeded):
         return _away(reason, who)
-    mesh = as_mesh_error(error)
-    return _away(reason, who) if mesh.code_name in {"DEADLINE_EXCEEDED", "UNAVAILABLE"} else mesh
+    return error

@@ -1,7 +1,7 @@
 """What schedulers can take, as they say themselves, and which of them gets a job.
 
-A job goes to the replica with the least outstanding tokens per slot; what this router sent since the replica's last word is counted in, so that
-routers do not herd between two updates.
+A job goes to the replica with the least outstanding tokens per slot; what this router sent since the replica's last
+word is counted in, so that routers do not herd between two updates.
 """
 
 from collections.abc import Collection, Iterable
