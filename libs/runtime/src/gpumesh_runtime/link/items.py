@@ -90,7 +90,8 @@ def rendered_bytes(item: Item) -> int:
     return len(item.body) + FRAME_OVERHEAD_BYTES
 
 
-def _prefix(size: int) -> bytes:
+def prefix(size: int) -> bytes:
+    """Tag and length of an item of `size` encoded bytes, as they stand before it inside a Batch."""
     out = bytearray(b"\x0a")
     while size > 0x7F:
         out.append(size & 0x7F | 0x80)
@@ -99,14 +100,14 @@ def _prefix(size: int) -> bytes:
     return bytes(out)
 
 
-# Tag and length of an item in a Batch, for the sizes that occur all the time.
-_PREFIXES: Final = tuple(_prefix(size) for size in range(4096))
+# prefix() for the sizes that occur all the time.
+PREFIXES: Final = tuple(prefix(size) for size in range(4096))
 
 
 def frame(encoded: bytes) -> bytes:
     """An encoded Item as it stands inside a Batch."""
     size = len(encoded)
-    return (_PREFIXES[size] if size < 4096 else _prefix(size)) + encoded
+    return (PREFIXES[size] if size < 4096 else prefix(size)) + encoded
 
 
 class _Ids:

@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError
 
 from gpumesh.common.v1.link_pb2 import Batch, Cancel, Failure, Goodbye, GoodbyeReason, Item, Window
 from gpumesh_runtime.errors import (
-    DeadlineExceeded,
     MeshError,
     PayloadTooLarge,
     Reason,
@@ -35,11 +34,12 @@ from gpumesh_runtime.link.items import (
     GOODBYE,
     HEARTBEAT,
     HELLO,
+    PREFIXES,
     REPLY,
     WELCOME,
     WINDOW,
-    frame,
     new_id,
+    prefix,
 )
 from gpumesh_runtime.link.liveness import Life, Liveness
 from gpumesh_runtime.link.options import LinkOptions
@@ -76,11 +76,11 @@ class Link:
         self._receiver = receiver
         self._loop = loop = asyncio.get_running_loop()
         self._queue = SendQueue(options)
-        self._calls = Calls()
-        self._calls_timer: asyncio.TimerHandle | None = None
-        self._calls_timer_at = 0.0
+        self._calls = Calls(self._call_expired)
         self._cancelled = CancelMemory(options.cancel_memory_s)
         self._overflowed = CancelMemory(options.cancel_memory_s)
+        self._refuses = False  # whether _overflowed was ever used: one test per item in place of a look-up
+        self._max_item_bytes = options.max_item_bytes
         self._flows: dict[bytes, Callable[[Window], None]] = {}
         self._liveness = Liveness(options, loop.time(), random.random())  # noqa: S311 -- jitter, not a secret
         self._tick_timer: asyncio.TimerHandle | None = None
@@ -103,27 +103,7 @@ class Link:
         Raises LinkDown when the link has ended and PayloadTooLarge for an item over max_item_bytes. A full queue raises nothing: it
         ends the item's id (both sides hear SEND_QUEUE_FULL), not the link.
         """
-        if self._end is not None:
-            raise LinkDown
-        kind: int = item.kind
-        framed = frame(item.SerializeToString())
-        if len(framed) > self.options.max_item_bytes:
-            raise PayloadTooLarge(Reason.PAYLOAD_TOO_LARGE, metadata={"limit": str(self.options.max_item_bytes)})
-        if kind >= 64:
-            level = self._queue.push_background(framed, self._loop.time())
-        elif kind >= 32:
-            id_ = item.id
-            flags = item.flags
-            if self._overflowed and self._refused(kind, id_, item.fence):
-                return
-            urgent = flags & FIRST_OR_LAST != 0 or kind in ALWAYS_URGENT
-            level = self._queue.push_data(id_, framed, urgent, flags & FLAG_LAST != 0)
-        else:
-            level = self._queue.push_control(framed)
-        if level >= self._writer.wake_level:
-            self._writer.wake()
-        elif level < 0:
-            self._overflow(kind, item.id, item.fence)
+        self._enqueue(item.kind, item.id, item.fence, item.flags, item.SerializeToString())
 
     def send_new(
         self,
@@ -137,7 +117,29 @@ class Link:
         flags: int = 0,
     ) -> None:
         """Makes an item and queues it, as send() does."""
-        self.send(Item(kind=kind, id=id, fence=fence, seq=seq, tokens=tokens, flags=flags, body=body))  # type: ignore[arg-type]  # any int is a valid open enum value
+        item = Item(kind=kind, id=id, fence=fence, seq=seq, tokens=tokens, flags=flags, body=body)  # type: ignore[arg-type]  # any int is a valid open enum value
+        self._enqueue(kind, id, fence, flags, item.SerializeToString())
+
+    def _enqueue(self, kind: int, id_: bytes, fence: int, flags: int, encoded: bytes) -> None:
+        if self._end is not None:
+            raise LinkDown
+        size = len(encoded)
+        if size > self._max_item_bytes:
+            raise PayloadTooLarge(Reason.PAYLOAD_TOO_LARGE, metadata={"limit": str(self._max_item_bytes)})
+        framed = (PREFIXES[size] if size < 4096 else prefix(size)) + encoded
+        if kind >= 64:
+            level = self._queue.push_background(framed, self._loop.time())
+        elif kind >= 32:
+            if self._refuses and kind != ERROR and self._overflowed.covers(id_, fence, self._loop.time()):
+                return  # it ended by overflow: the rest of it would arrive with a hole
+            urgent = flags & FIRST_OR_LAST != 0 or kind in ALWAYS_URGENT
+            level = self._queue.push_data(id_, framed, urgent, flags & FLAG_LAST != 0)
+        else:
+            level = self._queue.push_control(framed)
+        if level >= self._writer.wake_level:
+            self._writer.wake()
+        elif level < 0:
+            self._overflow(kind, id_, fence)
 
     def call(self, body: bytes, timeout_s: float, id: bytes | None = None) -> "asyncio.Future[bytes]":  # noqa: A002 -- the field's name
         """Asks the other side; the future gives the body of its Reply.
@@ -161,20 +163,16 @@ class Link:
         future: "asyncio.Future[bytes] | None",
         on_answer: OnAnswer | None,
     ) -> None:
-        deadline = self._loop.time() + timeout_s
-        self._calls.add(id_, deadline, future, on_answer)
+        self._calls.add(id_, timeout_s, future, on_answer)
         try:
-            self.send(Item(kind=CALL, id=id_, body=body))  # type: ignore[arg-type]  # any int is a valid open enum value
+            self.send_new(CALL, id=id_, body=body)
         except MeshError as error:
             self._calls.fail(id_, error)
-            return
-        if self._calls_timer is None or deadline < self._calls_timer_at:
-            self._set_calls_timer(deadline)
 
     def reply(self, id: bytes, body: bytes) -> None:  # noqa: A002 -- the field's name
         """Answers Call `id`. Does nothing on a link that has ended: nobody waits there."""
         if self._end is None:
-            self.send(Item(kind=REPLY, id=id, body=body))  # type: ignore[arg-type]  # any int is a valid open enum value
+            self.send_new(REPLY, id=id, body=body)
 
     def fail(self, id: bytes, error: BaseException, *, seq: int = 0, fence: int = 0, flags: int = FLAG_LAST) -> None:  # noqa: A002 -- the field's name
         """Ends Call or job `id` with an error; seq is the number of frames sent before. Does nothing on a link that has ended."""
@@ -238,10 +236,6 @@ class Link:
 
     # --- overflow -------------------------------------------------------------------------------------------------------
 
-    def _refused(self, kind: int, id_: bytes, fence: int) -> bool:
-        """Whether this id ended by overflow: the rest of it would arrive with a hole."""
-        return kind != ERROR and self._overflowed.covers(id_, fence, self._loop.time())
-
     def _overflow(self, kind: int, id_: bytes, fence: int) -> None:
         self.stats.overflows += 1
         if kind < 32:
@@ -250,6 +244,7 @@ class Link:
             return
         if kind < 64:
             self._overflowed.add(id_, fence, self._loop.time())
+            self._refuses = True
             self._queue.drop(id_)
             error = ResourceExhausted(Reason.SEND_QUEUE_FULL, "Data piled up faster than it could be sent.")
             if kind == CALL:
@@ -370,22 +365,8 @@ class Link:
         if on_suspect is not None:
             on_suspect(self, suspect)
 
-    def _set_calls_timer(self, deadline: float) -> None:
-        if self._calls_timer is not None:
-            self._calls_timer.cancel()
-        self._calls_timer_at = deadline
-        # Not finer than 10 ms: many calls with deadlines close together share a look.
-        wait = max(0.01, deadline - self._loop.time())
-        self._calls_timer = self._loop.call_later(wait, self._expire_calls)
-
-    def _expire_calls(self) -> None:
-        self._calls_timer = None
-        for id_ in self._calls.expired(self._loop.time() + 0.001):
-            self._calls.fail(id_, DeadlineExceeded(Reason.DEADLINE_EXCEEDED, retryable=True))
-            self.cancel(id_, Reason.DEADLINE_EXCEEDED.value)
-        next_deadline = self._calls.next_deadline()
-        if next_deadline is not None and self._end is None:
-            self._set_calls_timer(next_deadline)
+    def _call_expired(self, id_: bytes) -> None:
+        self.cancel(id_, Reason.DEADLINE_EXCEEDED.value)
 
     def lost(self) -> None:
         """The stream ended or broke: Goodbye if the other side said it, else LOST (or ours, if we had said it)."""
@@ -399,11 +380,9 @@ class Link:
         if self._end is not None:
             return
         self._end = end
-        for timer in (self._tick_timer, self._calls_timer):
-            if timer is not None:
-                timer.cancel()
-        for id_ in self._calls.ids():
-            self._calls.fail(id_, LinkDown())
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        self._calls.fail_all(LinkDown)
         self._flows.clear()
         self._writer.stop()
         if not self.ended.done():

@@ -61,6 +61,11 @@ class SendQueue:
         return len(self._control) + len(self._data) + len(self._background)
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is queued."""
+        return not (self._data or self._control or self._background)
+
+    @property
     def queued_bytes(self) -> int:
         """Of all classes."""
         return self.control_bytes + self.data_bytes + self.background_bytes
@@ -116,13 +121,14 @@ class SendQueue:
         if id_ not in self._id_bytes:
             return 0
         was_urgent = self._urgent_at > self._popped
-        kept = deque(entry for entry in self._data if entry[0] != id_ or (keep_last and entry[2]))
+        kept = [entry for entry in self._data if entry[0] != id_ or (keep_last and entry[2])]
         dropped = len(self._data) - len(kept)
         left = sum(len(entry[1]) for entry in kept if entry[0] == id_)
         self.data_bytes -= self._id_bytes.pop(id_) - left
         if left:
             self._id_bytes[id_] = left
-        self._data = kept
+        self._data.clear()
+        self._data.extend(kept)
         # Positions have shifted. If something urgent was queued, treat the whole rest as urgent: early is safe, late is not.
         self._urgent_at = self._popped + len(kept) if was_urgent else 0
         self.dropped_items += dropped

@@ -8,7 +8,7 @@ import grpc.aio
 
 from gpumesh_runtime.link.liveness import Liveness
 from gpumesh_runtime.link.receiver import LinkDown
-from gpumesh_runtime.link.send_queue import NEVER, SendQueue
+from gpumesh_runtime.link.send_queue import NEVER, RIDES, SendQueue
 from gpumesh_runtime.link.stats import LinkStats
 
 # Above every level of a push: the writer is awake, or in a write, and looks at the queue itself.
@@ -29,6 +29,7 @@ class Writer:
         self._write = write
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._write_began: float | None = None
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
@@ -42,6 +43,9 @@ class Writer:
     def stop(self) -> None:
         """Ends the task; what is queued stays unwritten."""
         self._stopped = True
+        self.wake_level = _AWAKE
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
         for waiter in self._drain_waiters:
@@ -68,8 +72,13 @@ class Writer:
     def wake(self) -> None:
         """Ends the writer's sleep."""
         self.wake_level = _AWAKE
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._idle = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def stalled_s(self, now: float) -> float:
         """How long the message in flight has been waiting for the other side to read."""
@@ -79,7 +88,7 @@ class Writer:
         """Waits until nothing is queued or in flight. Raises LinkDown when the link ends first."""
         if self._stopped:
             raise LinkDown
-        if self._idle and not len(self._queue):
+        if self._idle and self._queue.empty:
             return
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._drain_waiters.append(waiter)
@@ -87,20 +96,20 @@ class Writer:
 
     async def _run(self) -> None:
         queue, stats, liveness = self._queue, self._stats, self._liveness
-        take, due, write, time = queue.take, queue.due, self._write, self._loop.time
-        sleep = asyncio.sleep
+        take, write, time, sleep = queue.take, self._write, self._loop.time, asyncio.sleep
         try:
             while True:
-                at, level = due()
-                now = time()
-                if at > now:
-                    await self._sleep(at, now, level)
-                    continue
+                if queue.empty:
+                    self._resolve_drained()
+                    await self._pause(RIDES)
                 # Once round the loop: whoever is ready in this turn gets its items into this message (link.md rule 1).
                 await sleep(0)
                 now = time()
                 message = take(now)
                 if message is None:
+                    at, level = queue.due()
+                    if at > now:
+                        await self._pause(level, at - now)
                     continue
                 self._write_began = now
                 await write(message)
@@ -114,21 +123,17 @@ class Writer:
             # The stream is broken. The reader says how the link ended: a Goodbye may still be waiting to be read.
             self._write_began = None
 
-    async def _sleep(self, at: float, now: float, level: int) -> None:
-        if not len(self._queue):
-            self._idle = True
-            for drained in self._drain_waiters:
-                if not drained.done():
-                    drained.set_result(None)
-            self._drain_waiters.clear()
-        waiter = self._waiter = self._loop.create_future()
+    def _pause(self, level: int, seconds: float = NEVER) -> "asyncio.Future[None]":
+        """A future that ends with a push of `level` or more, or after `seconds`."""
+        self._waiter = waiter = self._loop.create_future()
         self.wake_level = level
-        timer = self._loop.call_later(at - now, self.wake) if at < NEVER else None
-        try:
-            await waiter
-        finally:
-            self._idle = False
-            self.wake_level = _AWAKE
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
+        if seconds < NEVER / 2:
+            self._timer = self._loop.call_later(seconds, self.wake)
+        return waiter
+
+    def _resolve_drained(self) -> None:
+        self._idle = True
+        for drained in self._drain_waiters:
+            if not drained.done():
+                drained.set_result(None)
+        self._drain_waiters.clear()
