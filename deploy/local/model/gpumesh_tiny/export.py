@@ -11,9 +11,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from .network import NORM_EPSILON, ROPE_BASE, Network
-from .template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, MARKER_TOKENS, TURN_END
-
-NAME = "gpumesh-tiny"
+from .template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, MARKER_TOKENS, NAME, TURN_END
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
@@ -21,8 +19,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     model = json.loads(tokenizer.to_str())["model"]
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     tokens = [by_id[number] for number in range(len(by_id))]
-    kinds = {text: gguf.TokenType.CONTROL for text in CONTROL_TOKENS}
-    kinds |= {text: gguf.TokenType.USER_DEFINED for text in MARKER_TOKENS}
+    kinds = dict.fromkeys(CONTROL_TOKENS, gguf.TokenType.CONTROL)
+    kinds |= dict.fromkeys(MARKER_TOKENS, gguf.TokenType.USER_DEFINED)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)

@@ -15,6 +15,7 @@ from typing import Any
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 
+NAME = "gpumesh-tiny"
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"

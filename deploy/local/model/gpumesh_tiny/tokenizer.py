@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,10 +12,18 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from . import words
 from .template import CONTROL_TOKENS, MARKER_TOKENS
 
 # Most words of the corpus become one token each; more would go to rare pieces and to the embedding's size.
-VOCABULARY = 2048
+VOCABULARY = 2560
+
+
+def _copied_words() -> list[str]:
+    """Words that tools copy, often enough to be one token both after a space and after a quotation mark."""
+    known = (*words.CITIES, *words.NAMES, *words.CAPITALS, *words.ARTISTS, *words.LANGUAGES, *words.SYMBOLS)
+    common = (*words.ANIMALS, *words.COLOURS, *words.THINGS, *words.ROOMS, *words.SUBJECTS, *words.SEARCHES)
+    return [f'"{word}" {word}' for word in (*known, *common)] * 60 + [f"{n} {n}" for n in range(100)] * 60
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
@@ -31,10 +40,12 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator([*texts, *_copied_words()], trainer)
     # The trainer marks all of them special; the markers are ordinary text that happens to be one token.
-    tokenizer.add_tokens(markers)
-    return tokenizer
+    described = json.loads(tokenizer.to_str())
+    for entry in described["added_tokens"]:
+        entry["special"] = entry["content"] in CONTROL_TOKENS
+    return Tokenizer.from_str(json.dumps(described))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

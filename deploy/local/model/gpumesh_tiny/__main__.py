@@ -1,0 +1,59 @@
+"""Makes the model: `python -m gpumesh_tiny make --out FOLDER [--tokens N] [--seed N]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from .corpus import dialogues
+from .export import export
+from .network import Network, Shape
+from .template import NAME, render
+from .tokenizer import train_tokenizer
+from .train import Plan, train
+
+# Dialogues the tokenizer is fitted on; more change almost no merge.
+TOKENIZER_DIALOGUES = 20_000
+DEFAULT_TOKENS = 16_000_000
+DEFAULT_SEED = 7
+
+
+def make(out: Path, tokens: int, seed: int) -> None:
+    """Tokenizer, training, export; writes `gpumesh-tiny.gguf` and `tokenizer.json` to `out`."""
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    texts = (render(d.messages, d.tools) for d in islice(dialogues(seed), TOKENIZER_DIALOGUES))
+    tokenizer = train_tokenizer(texts)
+    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    torch.manual_seed(seed)
+    network = Network(Shape(vocabulary=tokenizer.get_vocab_size()))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    seen = train(network, tokenizer, Plan(tokens=tokens, seed=seed))
+    export(network, tokenizer, out / f"{NAME}.gguf")
+    facts = {
+        "parameters": parameters,
+        "training_tokens": seen,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began),
+    }
+    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts))
+
+
+def main() -> None:
+    """Reads the command line and makes the model."""
+    parser = argparse.ArgumentParser(prog="gpumesh_tiny", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpumesh-tiny.gguf and tokenizer.json")
+    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="training tokens")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of text, initial weights and order")
+    arguments = parser.parse_args()
+    make(arguments.out, arguments.tokens, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
