@@ -1,0 +1,127 @@
+"""One node's session: liveness by silence, seats by model, and the tries that hold their slots. Pure.
+
+The scheduler owns the guards: a try takes its slot when it is offered and gives it back on its end (Done, Error, Reject, CancelAck),
+with the session, or when two heartbeats running do not list it.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from gpumesh_scheduler.domain.choice.filters import Block, SeatView
+from gpumesh_scheduler.domain.nouns import Build, Limits, ModelKey, NodeStatus, Party, ServedModel
+
+# A digest must leave a try out this often before its slot is taken back: Done may be behind the heartbeat, which overtakes data.
+_MISSES: Final = 2
+
+
+class SessionState(IntEnum):
+    """Whether a session gets offers."""
+
+    READY = 1
+    SUSPECT = 2
+    DRAINING = 3
+    LOST = 4
+
+
+class Seat(SeatView):
+    """One model on one node. `used` counts tries, `outstanding_tokens` what they may still take."""
+
+    __slots__ = ("position", "session")
+
+    def __init__(self, session: "Session", model: ServedModel) -> None:
+        super().__init__(model)
+        self.session = session
+        # Index in its pool's list of free seats; -1: not there.
+        self.position = -1
+
+    @property
+    def party(self) -> Party:
+        """Who is paid for what is served here."""
+        return Party(self.session.provider_id, self.session.node_id, self.model.build)
+
+
+@dataclass(slots=True, eq=False)
+class Try:
+    """One offer of a job to a node: the guard of one slot. token: the ReceiptToken given with it, set by the rim."""
+
+    job_id: bytes
+    fence: int
+    session: "Session"
+    seat: Seat
+    build: Build
+    cost: int
+    offered_at: float
+    accepted: bool = False
+    cancelled: bool = False
+    missed: int = 0
+    token: bytes = b""
+
+    @property
+    def party(self) -> Party:
+        """Who serves it."""
+        return Party(self.session.provider_id, self.session.node_id, self.build)
+
+
+class Session:
+    """A node's session as the books have it. `id` is ours and never reused; `heard_at` is set by the rim on every item."""
+
+    __slots__ = (
+        "boot_id",
+        "counter",
+        "heard_at",
+        "id",
+        "node_id",
+        "opened_at",
+        "provider_id",
+        "seats",
+        "state",
+        "strays",
+        "tries",
+        "version",
+    )
+
+    def __init__(self, id_: int, node_id: str, provider_id: str, counter: int, now: float, *, boot_id: str = "", version: str = "") -> None:
+        self.id = id_
+        self.node_id = node_id
+        self.provider_id = provider_id
+        self.counter = counter
+        self.boot_id = boot_id
+        self.version = version
+        self.opened_at = now
+        self.heard_at = now
+        self.state = SessionState.READY
+        self.seats: dict[ModelKey, Seat] = {}
+        self.tries: dict[tuple[bytes, int], Try] = {}
+        self.strays = 0
+
+    def silence(self, now: float, limits: Limits) -> SessionState:
+        """The state that silence asks for: never better than DRAINING for a session that drains."""
+        silent = now - self.heard_at
+        if silent >= limits.lost_s:
+            return SessionState.LOST
+        if self.state is SessionState.DRAINING:
+            return SessionState.DRAINING
+        return SessionState.SUSPECT if silent >= limits.suspect_s else SessionState.READY
+
+    def gate(self) -> Block | None:
+        """Why the whole session gets no offers; None when it does."""
+        if self.state is SessionState.READY:
+            return None
+        return Block.SESSION_DRAINING if self.state is SessionState.DRAINING else Block.SESSION_SUSPECT
+
+    def missing(self, status: NodeStatus, now: float, limits: Limits) -> list[Try]:
+        """Tries that the node no longer runs, by two digests running and `digest_grace_s` after the offer: their slots are free."""
+        gone = []
+        for key, attempt in self.tries.items():
+            if key in status.running or now - attempt.offered_at < limits.digest_grace_s:
+                attempt.missed = 0
+                continue
+            attempt.missed += 1
+            if attempt.missed >= _MISSES:
+                gone.append(attempt)
+        return gone
+
+    def strangers(self, status: NodeStatus) -> list[tuple[bytes, int]]:
+        """Jobs that the node runs and these books do not have: they are to be cancelled there."""
+        return [key for key in status.running if key not in self.tries]
