@@ -75,7 +75,7 @@ class PostgresServer:
             try:
                 subprocess.run(
                     [folder / "postgres", "--version"], check=True, capture_output=True, cwd="/", **self._run_as()
-                )  # type: ignore[call-overload]  # user and group by dict
+                )  # type: ignore[call-overload]  # a dict
             except (OSError, subprocess.CalledProcessError) as err:
                 tried.append(f"{folder}: {err}")
                 continue

@@ -80,10 +80,14 @@ def test_gaps_in_the_numbers_are_refused(migrations: Path) -> None:
 
 async def test_a_transaction_that_raises_is_rolled_back(database: Database, migrations: Path) -> None:
     await migrate(database, "shop", migrations)
-    with pytest.raises(ZeroDivisionError):
+
+    async def half_done() -> None:
         async with database.transaction() as connection:
             await connection.execute("insert into item values (2, 'b')")
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await half_done()
     assert await database.fetchval("select count(*) from item") == 1
 
 

@@ -28,6 +28,7 @@ _LOST: Final = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that got its server's last words but not yet its end
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -44,7 +45,8 @@ class MigrationError(Exception):
 
 def is_lost(err: BaseException) -> bool:
     """Whether an error means that the database cannot be reached now, so that trying again later makes sense."""
-    return isinstance(err, _LOST)
+    # "another operation is in progress" is two tasks on one connection: a bug of ours, not an absent server.
+    return isinstance(err, _LOST) and not (isinstance(err, asyncpg.InterfaceError) and "another operation" in str(err))
 
 
 class Database:
@@ -96,6 +98,8 @@ class Database:
             async with pool.acquire(timeout=10) as connection:
                 yield connection
         except (*_LOST, TimeoutError) as err:
+            if not isinstance(err, TimeoutError) and not is_lost(err):
+                raise
             raise Unavailable(
                 Reason.DATABASE_UNAVAILABLE, "The database cannot be reached now.", retry_after_s=1, retryable=True
             ) from err
