@@ -55,7 +55,7 @@ def _unprivileged() -> tuple[str, int, int] | None:
 
 
 class PostgresServer:
-    """A server on a unix socket in a folder of its own. durable: fsync as in production (for chaos and benchmarks); else fast and forgetful."""
+    """A server on a unix socket in a folder of its own. durable: fsync as in production (chaos, benchmarks); else fast and forgetful."""
 
     def __init__(self, *, durable: bool = False) -> None:
         self._durable = durable

@@ -47,6 +47,10 @@ class StartError(Exception):
     """
 
 
+class TaskDiedError(Exception):
+    """A task of the process raised; it was logged when it did."""
+
+
 class Life:
     """What `main` is given. One per process."""
 
@@ -77,7 +81,7 @@ class Life:
         """Ends the process because of an error that nobody handles. The first one counts."""
         self._log.error("task died", task=name, exc_info=err)
         if not self._died.done():
-            self._died.set_exception(err)
+            self._died.set_exception(TaskDiedError(name))
             self._died.exception()  # read it now: run() may leave by another way, and asyncio would complain about an unread one
 
     def ready(self, **fields: Any) -> None:
@@ -212,7 +216,7 @@ def run(main: Callable[[Life], Awaitable[None]], settings: Settings, service: st
         exit_config(err)
     except Exception as err:
         code = _exit_code(err, service)
-        if code == 1:
+        if code == 1 and not isinstance(err, TaskDiedError):
             log.error("the process ends because of an error", exc_info=err, exit_code=code)
     tracing.shutdown()
     if code == 0:

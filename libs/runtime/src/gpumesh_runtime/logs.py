@@ -14,10 +14,15 @@ from collections import Counter
 from collections.abc import MutableMapping
 from typing import Any, Final, Protocol
 
-import structlog
+# structlog loads rich (5 MB) where it happens to be installed, for tracebacks that we do not print. It must look absent.
+_ABSENT: Final = {name: sys.modules.setdefault(name, None) for name in ("rich",)}  # type: ignore[arg-type]  # None means: not importable
+import structlog  # noqa: E402 -- see above
 
-from gpumesh_runtime.errors import safe_traceback
-from gpumesh_runtime.secret import REDACTED, Secret
+if _ABSENT["rich"] is None:
+    del sys.modules["rich"]
+
+from gpumesh_runtime.errors import safe_traceback  # noqa: E402 -- see above
+from gpumesh_runtime.secret import REDACTED, Secret  # noqa: E402 -- see above
 
 # Every name that may appear in a log line. Adding one is a decision: can its value ever hold what a client wrote?
 FIELDS: Final = frozenset(

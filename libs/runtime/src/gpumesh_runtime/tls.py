@@ -2,12 +2,18 @@
 chain to.
 """
 
+import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 
 from gpumesh_runtime.identity import Identity, parse_spiffe
+
+# GeneralName uniformResourceIdentifier: tag 0x86, one length byte (a URI of ours is shorter than 128), the URI (RFC 5280, 4.2.1.6).
+_SAN_URI: Final = re.compile(rb"\x86([\x09-\x7f])(spiffe://[\x21-\x7e]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +63,11 @@ class TlsIdentity:
     @property
     def identity(self) -> Identity:
         """Who this process is, from its own certificate. Raises Unauthenticated when it has no mesh identity."""
-        # Imported here: a process that only serves never needs 10 MB of cryptography.
-        from cryptography import x509  # noqa: PLC0415 -- see above
-
-        certificate = x509.load_pem_x509_certificate(self.pem().certificate)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        return parse_spiffe(uris[0] if len(uris) == 1 else "")
+        # A scan for the URI in the DER, not an X.509 parser: it is our own file, and `cryptography` costs a process 8 MB.
+        body = self.pem().certificate.partition(b"-----BEGIN CERTIFICATE-----")[2].partition(b"-----END")[0]
+        der = base64.b64decode(body)
+        uris = [match[2][: match[1][0]] for match in _SAN_URI.finditer(der)]
+        return parse_spiffe(uris[0].decode("ascii") if len(uris) == 1 else "")
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a client. Make them anew for each new channel, so that a renewed certificate is used."""
