@@ -3,6 +3,7 @@
 One fetch per key or account at a time; whoever asks meanwhile waits for it.
 """
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -66,6 +67,19 @@ class Admissions:
         """The job is over for its client. Repetition is harmless."""
         self._desk.balances.release(job_id, charge_nano_usd)
 
+    async def authenticate(self, key_id: str, digest: bytes) -> str:
+        """The account of a key, asking the registry if needed. Raises MeshError."""
+        for _ in range(2):
+            account_id = self._desk.identities.account_of(key_id, digest, self._clock.monotonic())
+            if account_id is not None:
+                return account_id
+            fetched: asyncio.Future[MeshError | None] = asyncio.get_running_loop().create_future()
+            self._directory.fetch_key(key_id, digest, functools.partial(_set_result, fetched))
+            error = await fetched
+            if error is not None:
+                raise error
+        raise Unavailable(Reason.REGISTRY_UNAVAILABLE, "The key could not be looked up. Try again.", retryable=True)
+
     def _try(self, ask: Ask, answer: Answer, fetches: int) -> None:
         try:
             outcome = self._desk.decide(ask, self._clock.monotonic())
@@ -112,3 +126,8 @@ class Admissions:
     def _refuse(self, error: MeshError, answer: Answer) -> None:
         _OUTCOMES.labels(error.reason.value).add()
         answer(error)
+
+
+def _set_result(future: "asyncio.Future[MeshError | None]", error: MeshError | None) -> None:
+    if not future.done():
+        future.set_result(error)

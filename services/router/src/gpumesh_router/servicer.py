@@ -4,6 +4,8 @@ import functools
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
+
 from gpumesh.common.v1.link_pb2 import Batch, Goodbye, Item, ItemKind
 from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
 from gpumesh.router.v1.admission_service_pb2_grpc import AdmissionServiceServicer
@@ -70,7 +72,7 @@ class AdmissionServicer(AdmissionServiceServicer):
         if kind == _CALL:
             try:
                 request = admission_pb2.AdmitRequest.FromString(item.body)
-            except ValueError:
+            except DecodeError:
                 link.fail(item.id, InvalidArgument(Reason.INVALID_ARGUMENT, "The body is not an AdmitRequest."))
                 return
             self._admissions.admit(request, functools.partial(_answer, link, item.id))
