@@ -78,7 +78,7 @@ async def serve(folder: Path) -> None:
     async def connect(request_iterator: Any, context: Any) -> None:
         await links.serve(request_iterator, context)
 
-    methods = {
+    methods: dict[str, Any] = {
         "Link": grpc.stream_stream_rpc_method_handler(connect, Batch.FromString, Batch.SerializeToString),
         "Stream": grpc.stream_stream_rpc_method_handler(plain_stream, Item.FromString, Item.SerializeToString),
         "Unary": grpc.unary_unary_rpc_method_handler(unary, Item.FromString, Item.SerializeToString),
@@ -252,15 +252,19 @@ async def measure(
 
 async def run(folder: Path, rounds: int, seconds: float) -> dict[str, float]:
     """Starts the other process, connects three ways, measures."""
-    other = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.link", "--serve", str(folder)],
+    other = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "benchmarks.link",
+        "--serve",
+        str(folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
     )
-    assert other.stdout is not None and other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdin is not None
     try:
-        port = int(await asyncio.to_thread(other.stdout.readline))
+        port = int(await other.stdout.readline())
         address = f"127.0.0.1:{port}"
         tls = TlsIdentity(folder / "client.crt", folder / "client.key", folder / "ca.crt")
         client = LinkClient(
@@ -291,7 +295,7 @@ async def run(folder: Path, rounds: int, seconds: float) -> dict[str, float]:
         return figures
     finally:
         other.stdin.close()
-        other.wait(10)
+        await other.wait()
 
 
 def certificates(folder: Path) -> None:

@@ -38,6 +38,7 @@ from gpumesh_runtime.link.items import (
     REPLY,
     WELCOME,
     WINDOW,
+    frame,
     new_id,
     prefix,
 )
@@ -252,7 +253,12 @@ class Link:
             elif kind in ASKS:
                 self.cancel(id_, error.reason.value, fence)
             else:
-                self.fail(id_, error, fence=fence)
+                body = to_failure(error).SerializeToString()
+                end = Item(kind=ERROR, id=id_, fence=fence, flags=FLAG_LAST, body=body)  # type: ignore[arg-type]  # any int is a valid open enum value
+                if self._queue.push_end(id_, frame(end.SerializeToString())) < 0:
+                    self.finish(LinkEnd.LOST)
+                    return
+                self._writer.wake()
         on_overflow = getattr(self._receiver, "on_overflow", None)
         if on_overflow is not None:
             # In a turn of its own: send() is called from the middle of somebody's state machine.
@@ -329,6 +335,10 @@ class Link:
         """The other side broke the protocol: tell it why and end this link only."""
         self.goodbye(GoodbyeReason.GOODBYE_REASON_PROTOCOL_ERROR)
         self.finish(LinkEnd.PROTOCOL_ERROR)
+
+    async def joined(self) -> None:
+        """Waits for the writer's end, after the link's. Called by the owner before it closes the stream."""
+        await self._writer.joined()
 
     async def last_words(self, within_s: float) -> None:
         """Writes what control is queued, past the end of the link: why it ended. Called by the owner, best effort."""

@@ -102,6 +102,17 @@ class SendQueue:
             return URGENT
         return PLAIN
 
+    def push_end(self, id_: bytes, framed: bytes) -> int:
+        """Queues the end of an id whose data overflowed: beyond the data bounds, within the control bound on top."""
+        total = self.data_bytes + len(framed)
+        if total > self._options.queue_data_bytes + self._options.queue_control_bytes:
+            return -1
+        self.data_bytes = total
+        self._id_bytes[id_] = self._id_bytes.get(id_, 0) + len(framed)
+        self._data.append((id_, framed, True))
+        self._urgent_at = self._popped + len(self._data)
+        return URGENT
+
     def push_background(self, framed: bytes, now: float) -> int:
         """Queues a background item."""
         size = self.background_bytes + len(framed)
