@@ -1,0 +1,1 @@
+"""Money in pure code: ledger, prices, settlement, invariants. No I/O, no clock, no randomness."""

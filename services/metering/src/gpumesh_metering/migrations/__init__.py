@@ -1,0 +1,1 @@
+"""Numbered SQL files; run at start by gpumesh_runtime.database.migrate."""

@@ -1,0 +1,53 @@
+"""The schedulers' links: every Settle goes to the writer, every answer back to the link that it came by."""
+
+from typing import Final
+
+from gpumesh.common.v1.link_pb2 import Item, ItemKind
+from gpumesh_metering.writer import Answer, GroupCommitWriter
+from gpumesh_runtime.link import Goodbye, Link, LinkEnd
+from gpumesh_runtime.metrics import gauge
+
+_SCHEDULERS: Final = gauge("gpumesh_metering_scheduler_links", "Links from schedulers").cell
+_SETTLE: Final = ItemKind.ITEM_KIND_SETTLE
+_SETTLED: Final = ItemKind.ITEM_KIND_SETTLED
+
+
+class _Way:
+    """The way back on one link: one bound method for all its jobs, no closure per job."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def answer(self, job_id: bytes, body: bytes) -> None:
+        """Sends Settled. A link that is down loses the answer; the scheduler asks again and gets the same."""
+        link = self.link
+        if link.end is None:
+            link.send_new(_SETTLED, id=job_id, body=body)
+
+
+class SettlementReceiver:
+    """Receiver of the SettlementService's links."""
+
+    def __init__(self, writer: GroupCommitWriter) -> None:
+        self._writer = writer
+        self._ways: dict[Link, Answer] = {}
+
+    def on_up(self, link: Link, hello_or_welcome: bytes) -> None:
+        """A scheduler came."""
+        self._ways[link] = _Way(link).answer
+        _SCHEDULERS.value = len(self._ways)
+
+    def on_item(self, link: Link, item: Item) -> None:
+        """A job to settle. When the queue is full it is dropped: unanswered, so the scheduler keeps it."""
+        if item.kind == _SETTLE:
+            self._writer.submit(item.id, item.body, self._ways[link])
+
+    def on_goodbye(self, link: Link, goodbye: Goodbye) -> None:
+        """The scheduler stops; what it sent is still written and answered."""
+
+    def on_down(self, link: Link, end: LinkEnd) -> None:
+        """The scheduler is gone. What it sent is still written."""
+        self._ways.pop(link, None)
+        _SCHEDULERS.value = len(self._ways)

@@ -1,0 +1,190 @@
+"""Between the wire's messages and ours. Total and pure: whatever bytes a scheduler sends, the answer is a value or
+WireError.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gpumesh.common.v1.job_pb2 import Charge, JobOutcome, SealedTicket, Ticket, Usage
+from gpumesh.common.v1.job_pb2 import Price as WirePrice
+from gpumesh.metering.v1 import balance_service_pb2 as balance
+from gpumesh.metering.v1 import ledger_service_pb2 as ledger
+from gpumesh.metering.v1.settlement_service_pb2 import SegmentPay, Settle, Settled
+from gpumesh_metering.domain.ledger import INT64_MAX
+from gpumesh_metering.domain.pricing import MAX_PRICE, Price
+from gpumesh_metering.domain.settlement import MAX_HOLD, Segment
+from gpumesh_metering.domain.settlement import Terms as TicketTerms
+from gpumesh_metering.domain.settlement import Usage as UsageCount
+from gpumesh_metering.store import BuyerBalance, StoredSettlement, UsageRow
+
+TICKET_CONTEXT: Final = b"gpumesh-ticket-v1"
+JOB_ID_BYTES: Final = 16
+_PAGE_TOKEN: Final = "before:"  # noqa: S105 -- a cursor, not a secret
+
+
+class WireError(Exception):
+    """The bytes are not the message that they should be."""
+
+
+def settle_from_wire(body: bytes) -> Settle:
+    """A Settle. Raises WireError."""
+    try:
+        return Settle.FromString(body)
+    except DecodeError as err:
+        raise WireError("not a Settle") from err
+
+
+def sealed_from_wire(body: bytes) -> SealedTicket:
+    """A SealedTicket. Raises WireError."""
+    try:
+        return SealedTicket.FromString(body)
+    except DecodeError as err:
+        raise WireError("not a SealedTicket") from err
+
+
+def ticket_from_wire(body: bytes) -> Ticket:
+    """A Ticket whose seal was verified. Raises WireError."""
+    try:
+        return Ticket.FromString(body)
+    except DecodeError as err:
+        raise WireError("not a Ticket") from err
+
+
+def price_from_wire(price: WirePrice) -> Price:
+    """A price."""
+    cached = price.cached_input_nano_usd_per_mtok if price.HasField("cached_input_nano_usd_per_mtok") else None
+    return Price(price.version, price.input_nano_usd_per_mtok, price.output_nano_usd_per_mtok, cached)
+
+
+def price_to_wire(price: Price) -> WirePrice:
+    """A price."""
+    return WirePrice(
+        version=price.version,
+        input_nano_usd_per_mtok=price.input,
+        output_nano_usd_per_mtok=price.output,
+        cached_input_nano_usd_per_mtok=price.cached_input,
+    )
+
+
+def terms_from_wire(ticket: Ticket, price: Price) -> TicketTerms:
+    """What the ticket promises. Raises WireError for amounts that no router of ours would seal."""
+    terms = TicketTerms(price, ticket.hold_nano_usd, ticket.max_output_tokens, ticket.input_tokens_estimate)
+    if not (
+        0 <= terms.hold <= MAX_HOLD
+        and terms.max_output_tokens >= 0
+        and 0 <= terms.input_tokens_estimate <= INT64_MAX // 2
+        and 0 <= price.input <= MAX_PRICE
+        and 0 <= price.output <= MAX_PRICE
+        and (price.cached_input is None or 0 <= price.cached_input <= MAX_PRICE)
+        and ticket.account_id
+    ):
+        raise WireError("a ticket with impossible terms")
+    return terms
+
+
+def usage_from_wire(usage: Usage) -> UsageCount:
+    """Token counts."""
+    return UsageCount(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
+
+
+def segments_from_wire(settle: Settle) -> list[Segment]:
+    """The segments, in the order sent."""
+    found = []
+    for paid in settle.segments:
+        run = paid.segment
+        found.append(Segment(run.fence, run.start_token, run.end_token, paid.provider_id, paid.node_id))
+    return found
+
+
+def settled_to_wire(charge: int, fee: int, price: WirePrice, pays: Sequence[tuple[int, int]], repeated: bool) -> bytes:
+    """A Settled, encoded. pays: (fence, nano-USD)."""
+    return Settled(
+        charge=Charge(amount_nano_usd=charge, provider_nano_usd=charge - fee, fee_nano_usd=fee, price=price),
+        pays=[SegmentPay(fence=fence, pay_nano_usd=pay) for fence, pay in pays],
+        repeated_settlement=repeated,
+    ).SerializeToString()
+
+
+def stored_to_wire(stored: StoredSettlement, fences: frozenset[int] | None = None) -> bytes:
+    """The answer to a job settled before. fences: of a receipt, whose try is answered even when it earned nothing."""
+    pays = stored.pays
+    if fences is not None:
+        earned = dict(pays)
+        pays = [(fence, earned.get(fence, 0)) for fence in sorted(fences)]
+    return settled_to_wire(stored.charge, stored.fee, price_to_wire(stored.price), pays, repeated=True)
+
+
+def refusal_to_wire(reason: str) -> bytes:
+    """A Settled that settles nothing."""
+    return Settled(reason=reason).SerializeToString()
+
+
+def balance_to_wire(row: BuyerBalance) -> balance.Balance:
+    """A buyer's balance."""
+    return balance.Balance(account_id=row.account_id, available_nano_usd=row.available, version=row.version)
+
+
+def update_to_wire(rows: Sequence[BuyerBalance]) -> bytes:
+    """A BalanceUpdate with changed balances, encoded."""
+    return balance.BalanceUpdate(balances=map(balance_to_wire, rows)).SerializeToString()
+
+
+def prices_to_wire(prices: Mapping[str, Price]) -> bytes:
+    """A BalanceUpdate with the whole price list, encoded; equal lists give equal bytes."""
+    wire = {model: price_to_wire(price) for model, price in prices.items()}
+    return balance.BalanceUpdate(prices=wire, prices_whole=True).SerializeToString(deterministic=True)
+
+
+def usage_row_to_wire(row: UsageRow) -> ledger.UsageRow:
+    """A settled job, for an operator."""
+    settle_time = Timestamp()
+    settle_time.FromDatetime(row.settle_time.astimezone(UTC))
+    return ledger.UsageRow(
+        job_id=row.job_id,
+        account_id=row.account_id,
+        key_id=row.key_id,
+        model_id=row.model_id,
+        outcome=JobOutcome.ValueType(row.outcome),
+        usage=Usage(
+            prompt_tokens=row.prompt,
+            completion_tokens=row.completion,
+            cached_prompt_tokens=row.cached,
+            reasoning_tokens=row.reasoning,
+        ),
+        charge=Charge(
+            amount_nano_usd=row.charge,
+            provider_nano_usd=row.charge - row.fee,
+            fee_nano_usd=row.fee,
+            price=price_to_wire(row.price),
+        ),
+        settle_time=settle_time,
+        providers=[
+            ledger.PaidProvider(
+                provider_id=part.provider_id,
+                node_id=part.node_id,
+                fence=part.fence,
+                tokens=part.tokens,
+                pay_nano_usd=part.pay,
+            )
+            for part in row.segments
+        ],
+    )
+
+
+def page_token(number: int) -> str:
+    """A token for the page of settlements below `number`."""
+    return f"{_PAGE_TOKEN}{number}"
+
+
+def page_from_wire(token: str) -> int | None:
+    """The number in a token; None for the empty one. Raises WireError for one that is not ours."""
+    if not token:
+        return None
+    digits = token.removeprefix(_PAGE_TOKEN)
+    if digits == token or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits[:20]) <= INT64_MAX:
+        raise WireError("not one of our page tokens")
+    return int(digits)
