@@ -16,6 +16,7 @@ file not be used;
 """
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -39,6 +40,13 @@ _DRAIN_SPARE_S: Final = 5.0  # what main may take beyond drain_s before the proc
 # After the start the heap is frozen; what comes then is short-lived, and the default of 700 allocations costs 3-5 %
 # of the CPU.
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
+
+
+def _trim_heap() -> None:
+    """Gives back what importing left free: 3 MB a process (measured). Only glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class StartError(Exception):
@@ -89,6 +97,7 @@ class Life:
         the file.
         """
         gc.collect()
+        _trim_heap()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         self.health.started = True
