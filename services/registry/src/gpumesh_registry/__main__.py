@@ -1,5 +1,7 @@
 """The registry's process: who and what."""
 
+import asyncio
+
 from gpumesh.registry.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
 from gpumesh.registry.v1.directory_service_pb2_grpc import add_DirectoryServiceServicer_to_server
 from gpumesh.registry.v1.enrolment_service_pb2_grpc import add_EnrolmentServiceServicer_to_server
@@ -56,7 +58,7 @@ async def serve(life: Life, settings: RegistrySettings) -> None:
     enrolment = EnrolmentServicer(accounts, certificates, clock, settings.scheduler_addresses)
     public.add(enrolment, add_EnrolmentServiceServicer_to_server)
 
-    life.spawn(hub.run(), "directory")
+    listening = life.spawn(hub.run(), "directory")
     await internal.start()
     await public.start()
     life.ready(port=internal.port, public_port=public.port)
@@ -67,6 +69,8 @@ async def serve(life: Life, settings: RegistrySettings) -> None:
     await public.stop(min(2.0, settings.drain_s))
     await internal.stop(min(2.0, settings.drain_s))
     await hub.lookup.close()
+    listening.cancel()  # it holds a connection, for which closing the pool would wait
+    await asyncio.wait([listening])
     await database.close()
 
 
