@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTEST_ARGS ?=
 
-.PHONY: help up down setup setup-dev lock locks-check test test-unit test-integration test-e2e conformance lint format type protos protos-check docs docs-check bench bench-link bench-ledger model clean
+.PHONY: help up down setup setup-dev clients lock locks-check test test-unit test-integration test-e2e conformance lint format type protos protos-check docs docs-check bench bench-link bench-ledger model clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}'
@@ -25,12 +25,16 @@ $(VENV)/.installed-all: requirements/all.lock pyproject.toml
 $(VENV)/.installed-dev: requirements/dev.lock pyproject.toml
 	@deploy/local/setup.sh $(VENV) dev
 
+clients: .venv-openai2/.installed .venv-openai3/.installed ## Install the official clients, each into an environment of its own
+.venv-%/.installed: requirements/clients/%.lock
+	@deploy/local/setup.sh .venv-$* clients/$* bare && touch $@
+
 lock: ## Renew the lock files from pyproject.toml
 	requirements/lock.sh
 locks-check: setup-dev ## Fail when a lock file names an index, a host or a path
 	$(PY) -m pytest tests/unit/test_house.py
 
-test: setup-dev ## Set up and run every test of the fast suites
+test: setup-dev clients ## Set up and run every test of the fast suites
 	$(PY) -m pytest $(PYTEST_ARGS)
 test-unit: setup-dev ## Only the pure tests
 	$(PY) -m pytest tests/unit tests/contract $(PYTEST_ARGS)
@@ -38,7 +42,7 @@ test-integration: setup-dev ## Only the tests over real sockets and PostgreSQL
 	$(PY) -m pytest tests/integration $(PYTEST_ARGS)
 test-e2e: setup-dev ## Only the tests of the whole mesh
 	$(PY) -m pytest tests/e2e tests/chaos $(PYTEST_ARGS)
-conformance: setup-dev ## Only other people's clients and schemas
+conformance: setup-dev clients ## Only other people's clients and schemas
 	$(PY) -m pytest tests/conformance $(PYTEST_ARGS)
 
 lint: setup-dev ## ruff, import-linter, buf

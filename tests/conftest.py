@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 import pytest
 import uvloop
 
+from tests.support.mesh_fixtures import http, mock_mesh, tiny_mesh
 from tests.support.postgres import PostgresServer
+
+__all__ = ["http", "mock_mesh", "tiny_mesh"]  # fixtures, found here by pytest
 
 _LEAK_GRACE_S = 1.0
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the project into a virtual environment, from hash-pinned locks. Usage: setup.sh VENV all|dev
+# Installs hash-pinned packages, and the project unless `bare`, into a virtual environment. Usage: setup.sh VENV LOCK [bare]
+# LOCK: all, dev, clients/openai3, ...: a file in requirements/ without ".lock".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=$1 what=$2
@@ -35,6 +36,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 say "installing requirements/$what.lock ($(grep -c '==' "requirements/$what.lock") packages, a minute or two the first time)"
 "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off --require-hashes -r "requirements/$what.lock" 2> >(grep -v '^WARNING' >&2)
+[ "${3:-}" != bare ] || exit 0
 say "installing gpumesh itself"
 "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e . 2> >(grep -v '^WARNING' >&2)
 touch "$venv/.installed-$what"
