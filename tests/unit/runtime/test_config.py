@@ -70,7 +70,7 @@ def test_missing_certificates_are_named(env: pytest.MonkeyPatch, tmp_path: Path)
     assert [line.partition(":")[0] for line in caught.value.lines] == ["GPUMESH_SHOP_TLS_CERT", "GPUMESH_SHOP_TLS_KEY"]
     (tmp_path / "c").write_text("")
     settings = ShopSettings.read(tls_cert=tmp_path / "c", tls_key=tmp_path / "c")
-    with pytest.raises(ConfigError, match="cannot read /nowhere/ca.crt"):
+    with pytest.raises(ConfigError, match=r"cannot read /nowhere/ca\.crt"):
         settings.tls()
 
 
