@@ -1,0 +1,1 @@
+"""Engines: what computes. One adapter per file, all behind base.Engine."""
