@@ -11,7 +11,6 @@ from typing import Final
 
 from gpumesh_runtime.error_types import MeshError
 from gpumesh_runtime.reasons import Reason
-
 from gpumesh_scheduler.domain.effects import (
     Effects,
     JobEnded,
@@ -21,7 +20,7 @@ from gpumesh_scheduler.domain.effects import (
     TryLost,
 )
 from gpumesh_scheduler.domain.job import Job, JobState, Lapse, Verdict
-from gpumesh_scheduler.domain.nouns import Limits, ModelKey, NodeBreach, Outcome, Terms, fence_of
+from gpumesh_scheduler.domain.nouns import Limits, ModelKey, NodeBreachError, Outcome, Terms, fence_of
 from gpumesh_scheduler.domain.payload import Payload, PayloadBudget
 from gpumesh_scheduler.domain.pools import Pools
 from gpumesh_scheduler.domain.queue import FifoQueue, Queue
@@ -41,7 +40,9 @@ _LAPSE_REASON: Final = {
 class Board:
     """Jobs and tries. Sessions come and go through roster.Roster, which shares `pools` and calls `session_lost` and `fill`."""
 
-    def __init__(self, limits: Limits, random: Callable[[], float], *, tick_s: float = 0.05, queue: Queue | None = None) -> None:
+    def __init__(
+        self, limits: Limits, random: Callable[[], float], *, tick_s: float = 0.05, queue: Queue | None = None
+    ) -> None:
         self.limits = limits
         self.jobs: dict[bytes, Job] = {}
         self.pools = Pools(random)
@@ -60,7 +61,9 @@ class Board:
         if known is not None and terms.attempt <= known.terms.attempt:
             raise MeshError.of(Reason.CONFLICT, "The job is here with this attempt or a later one.")
         if self.queue.length(terms.model) >= self.limits.max_queued_per_model:
-            raise MeshError.of(Reason.QUEUE_FULL, "Too many requests wait for this model.", retry_after_s=self.limits.retry_after_s)
+            raise MeshError.of(
+                Reason.QUEUE_FULL, "Too many requests wait for this model.", retry_after_s=self.limits.retry_after_s
+            )
         return Payload(inline, payload_bytes, self.limits.max_payload_bytes, self.budget)
 
     def submit(self, terms: Terms, payload: Payload, caller: int, now: float) -> Effects:
@@ -76,6 +79,7 @@ class Board:
             self._fail(job, Reason.TRIES_EXHAUSTED, "Every try that was allowed failed.", out)
         elif self.queue.length(terms.model) or not self._offer(job, now, out):
             self.queue.push(job)
+            self.pools.changed.add(terms.model)
             if self.queue.length(terms.model) > 1:
                 self._fill(terms.model, now, out)
             self._arm(job, now)
@@ -102,34 +106,39 @@ class Board:
         self.fill_all(now, out)
         return out
 
-    def fail(self, job: Job, error: MeshError, now: float) -> Effects:
-        """A job that cannot go on for a reason of its own: a broken payload, a full send queue."""
+    def fail(self, job: Job, error: MeshError, now: float, *, tell: bool = True) -> Effects:
+        """A job that cannot go on for a reason of its own: a broken payload, a full send queue. tell: the caller does not know yet."""
         out: Effects = []
         if job.state is not JobState.ENDED:
             key = job.terms.model
             self._stop(job, error.reason, out, job.tokens)
-            self._fail_with(job, error, out)
+            if tell:
+                self._fail_with(job, error, out)
+            else:
+                self._end(job, out, Outcome.FAILED, error.reason)
             self._fill(key, now, out)
         return out
 
     # ---- from nodes --------------------------------------------------------------------------------------------------------
 
     def accept(self, session: Session, job_id: bytes, fence: int, now: float) -> None:
-        """Raises NodeBreach for a job of another node."""
+        """Raises NodeBreachError for a job of another node."""
         job = self.jobs.get(job_id)
         if job is not None and job.owner(session, fence) is Verdict.RELAY and job.state is JobState.OFFERED:
             job.accepted(now)
             self._arm(job, now)
         elif (attempt := session.tries.get((job_id, fence))) is not None:
-            attempt.accepted = True  # accepted while our cancel was under way: its slot is taken and its prompt may be prefilled
+            attempt.accepted = (
+                True  # accepted while our cancel was under way: its slot is taken and its prompt may be prefilled
+            )
 
     def reject(self, session: Session, job_id: bytes, fence: int, reason: Reason, now: float) -> Effects:
-        """The node does not take the offer. Raises NodeBreach for a job of another node, or when it has already answered."""
+        """The node does not take the offer. Raises NodeBreachError for a job of another node, or when it has already answered."""
         out: Effects = []
         job = self.jobs.get(job_id)
         if job is not None and job.owner(session, fence) is Verdict.RELAY:
             if job.frames:
-                raise NodeBreach("rejected after its first frame")
+                raise NodeBreachError("rejected after its first frame")
             self._give_back(session, job_id, fence)
             self._again(job, reason, now, out)
             self._fill(job.terms.model, now, out)
@@ -137,8 +146,10 @@ class Board:
             self.released(session, job_id, fence, now, out)
         return out
 
-    def done(self, session: Session, job_id: bytes, fence: int, seq: int, tokens: int, now: float) -> tuple[Verdict, Job | None, Effects]:
-        """The answer is complete: (RELAY, its job, effects), or why not. Raises NodeBreach. The caller relays before it applies the effects."""
+    def done(
+        self, session: Session, job_id: bytes, fence: int, seq: int, tokens: int, now: float
+    ) -> tuple[Verdict, Job | None, Effects]:
+        """The answer is complete: (RELAY, its job, effects), or why not. Relay before applying the effects. Raises NodeBreachError."""
         out: Effects = []
         job = self.jobs.get(job_id)
         verdict = Verdict.LATE if job is None else job.ends(session, fence, seq)
@@ -151,8 +162,10 @@ class Board:
         self._fill(job.terms.model, now, out)
         return verdict, job, out
 
-    def error(self, session: Session, job_id: bytes, fence: int, seq: int, reason: Reason, retryable: bool, now: float) -> tuple[Verdict, Job | None, Effects]:
-        """The node's answer ends in failure. RELAY: the node's own Error goes to the caller. Raises NodeBreach."""
+    def error(
+        self, session: Session, job_id: bytes, fence: int, seq: int, reason: Reason, retryable: bool, now: float
+    ) -> tuple[Verdict, Job | None, Effects]:
+        """The node's answer ends in failure. RELAY: the node's own Error goes to the caller. Raises NodeBreachError."""
         out: Effects = []
         job = self.jobs.get(job_id)
         verdict = Verdict.LATE if job is None else job.ends(session, fence, seq)
@@ -188,6 +201,14 @@ class Board:
         attempt = self._give_back(session, job_id, fence)
         if attempt is not None:
             self._fill(attempt.seat.model.build.key, now, out)
+
+    def withdraw(self, job: Job, reason: Reason, now: float, out: Effects) -> None:
+        """Stops the current try and goes on with the job as if its node were lost."""
+        attempt = job.current
+        self._stop(job, reason, out, job.tokens)
+        if attempt is not None:
+            out.append(TryLost(attempt, reason))
+        self._lost(job, reason, now, out)
 
     def try_gone(self, attempt: Try, now: float, out: Effects) -> None:
         """The node's digest no longer lists a try."""
@@ -241,7 +262,7 @@ class Board:
 
     def fill_all(self, now: float, out: Effects) -> None:
         """Offers what waits wherever a seat is free: after sessions came or changed."""
-        for key in self.queue.keys():
+        for key in self.queue.models():
             self._fill(key, now, out)
 
     # ---- inside ------------------------------------------------------------------------------------------------------------
@@ -252,7 +273,15 @@ class Board:
         if seat is None:
             return False
         job.try_number += 1
-        attempt = Try(job.id, fence_of(job.terms.attempt, job.try_number), seat.session, seat, seat.model.build, job.terms.cost, now)
+        attempt = Try(
+            job.id,
+            fence_of(job.terms.attempt, job.try_number),
+            seat.session,
+            seat,
+            seat.model.build,
+            job.terms.cost,
+            now,
+        )
         seat.session.tries[job.id, attempt.fence] = attempt
         seat.used += 1
         seat.outstanding_tokens += attempt.cost
@@ -292,13 +321,17 @@ class Board:
             attempt.cancelled = True
             out.append(SendCancel(attempt.session, job.id, attempt.fence, reason, delivered_tokens))
 
-    def _end(self, job: Job, out: Effects, outcome: Outcome, reason: Reason | None, *, final: bool = True, done: bool = False) -> None:
+    def _end(
+        self, job: Job, out: Effects, outcome: Outcome, reason: Reason | None, *, final: bool = True, done: bool = False
+    ) -> None:
         job.ended()
         if self.jobs.get(job.id) is job:
             del self.jobs[job.id]
         out.append(JobEnded(job, outcome, reason.value if reason else "", final, done))
 
-    def _fail(self, job: Job, reason: Reason, message: str, out: Effects, *, retry_after_s: float | None = None) -> None:
+    def _fail(
+        self, job: Job, reason: Reason, message: str, out: Effects, *, retry_after_s: float | None = None
+    ) -> None:
         metadata = {"last_reason": job.last_reason} if job.last_reason else None
         self._fail_with(job, MeshError.of(reason, message, metadata=metadata, retry_after_s=retry_after_s), out)
 
@@ -337,19 +370,18 @@ class Board:
         if which is Lapse.QUEUE:
             retry = self.limits.retry_after_s
             if self.pools.serves(key):
-                self._fail(job, Reason.QUEUE_TIMEOUT, "All nodes that serve this model are busy.", out, retry_after_s=retry)
+                self._fail(
+                    job, Reason.QUEUE_TIMEOUT, "All nodes that serve this model are busy.", out, retry_after_s=retry
+                )
             else:
                 self._fail(job, Reason.NO_CAPACITY, "No node serves this model now.", out, retry_after_s=retry)
             return
         reason = _LAPSE_REASON[which]
-        attempt = job.current
-        self._stop(job, reason, out, job.tokens)
-        if attempt is not None:
-            out.append(TryLost(attempt, reason))
         if which is Lapse.DEADLINE:
+            self._stop(job, reason, out, job.tokens)
             self._fail(job, reason, "The deadline passed.", out)
         else:
-            self._lost(job, reason, now, out)
+            self.withdraw(job, reason, now, out)
         self._fill(key, now, out)
 
     def _arm(self, job: Job, now: float) -> None:

@@ -1,25 +1,22 @@
 """What the board asks its rim to do, as data. In order: the rim carries them out one after the other."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpumesh_runtime.error_types import MeshError
 from gpumesh_runtime.reasons import Reason
-
 from gpumesh_scheduler.domain.job import Job
 from gpumesh_scheduler.domain.nouns import Outcome
 from gpumesh_scheduler.domain.session import Session, Try
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SendOffer:
+class SendOffer(NamedTuple):
     """Offer the job to `attempt.session`, payload as far as it has come."""
 
     job: Job
     attempt: Try
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SendCancel:
+class SendCancel(NamedTuple):
     """Tell a node to stop a try."""
 
     session: Session
@@ -29,19 +26,17 @@ class SendCancel:
     delivered_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TellCaller:
+class TellCaller(NamedTuple):
     """End the job at its caller with an Error. `job.fence` and `job.frames` go with it."""
 
     job: Job
     error: MeshError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class JobEnded:
-    """The one terminal of a job. final: no further attempt of its caller can follow from this end, so it is settled from here if the caller dies.
+class JobEnded(NamedTuple):
+    """The one terminal of a job. done: Done was relayed. reason: empty when it completed.
 
-    done: Done was relayed. reason: empty when it completed.
+    final: no further attempt of its caller follows from this end, so it is settled from here if the caller dies.
     """
 
     job: Job
@@ -51,16 +46,14 @@ class JobEnded:
     done: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EndSession:
+class EndSession(NamedTuple):
     """Say Goodbye to a node and close its link; the books have already forgotten the session."""
 
     session: Session
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TryLost:
+class TryLost(NamedTuple):
     """A try ended without Done; for metrics. reason: why."""
 
     attempt: Try

@@ -1,13 +1,13 @@
-"""What is known about how a job ended, from three sides: its caller, its nodes, and what was relayed here. Pure data and the billing rule."""
+"""What is known about how a job ended, from three sides (caller, nodes, relay), and the bill that follows from it. Pure."""
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from gpumesh_scheduler.domain.nouns import Outcome, Party, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Tokens [start, end) that one try produced and the client received. party: who is paid; None: not known here."""
 
     fence: int
@@ -16,8 +16,7 @@ class Segment:
     party: Party | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """The caller's record: what its client received."""
 
     ticket: bytes
@@ -27,8 +26,7 @@ class Delivered:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(NamedTuple):
     """What this scheduler saw of a job: its last try, how far it came, whether Done went to the caller."""
 
     ticket: bytes
@@ -44,8 +42,7 @@ class Relayed:
     parties: dict[int, Party]
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(NamedTuple):
     """Body of Settle, as data."""
 
     job_id: bytes
@@ -108,7 +105,9 @@ class Case:
         if self.relayed is not None:
             return self._bill_of_relay(self.relayed)
         segments = tuple(Segment(fence, 0, 0, self.parties.get(fence)) for fence in sorted(self.counts))
-        return Bill(self.job_id, b"", None, segments, Usage(), dict(self.counts), "", receipt_only=True, from_caller=False)
+        return Bill(
+            self.job_id, b"", None, segments, Usage(), dict(self.counts), "", receipt_only=True, from_caller=False
+        )
 
     def _bill_of_caller(self, record: Delivered) -> Bill:
         usage, segments = record.usage, record.segments
@@ -119,10 +118,14 @@ class Case:
             elif not segments and (fence := self._stopped()):
                 # No token reached the client, but a node prefilled the prompt for it: it is paid for that.
                 segments = (Segment(fence, 0, 0),)
+        elif record.outcome is Outcome.COMPLETED and not segments and self.relayed is not None and self.relayed.done:
+            segments = (Segment(self.relayed.fence, 0, 0),)  # an empty answer: the prompt is paid for
         last = segments[-1].fence if segments else 0
         if (count := self.counts.get(last)) is not None:
             # The caller only estimates prompts; the node counted this one. metering bounds it by the ticket.
-            usage = Usage(count.prompt_tokens, usage.completion_tokens, count.cached_prompt_tokens, usage.reasoning_tokens)
+            usage = Usage(
+                count.prompt_tokens, usage.completion_tokens, count.cached_prompt_tokens, usage.reasoning_tokens
+            )
         return self._make(record.ticket, record.outcome, segments, usage, record.reason, from_caller=True)
 
     def _stopped(self) -> int:
@@ -142,7 +145,24 @@ class Case:
         return self._make(relayed.ticket, Outcome.COMPLETED, segments, usage, "", from_caller=False)
 
     def _make(
-        self, ticket: bytes, outcome: Outcome, segments: tuple[Segment, ...], usage: Usage, reason: str, *, from_caller: bool
+        self,
+        ticket: bytes,
+        outcome: Outcome,
+        segments: tuple[Segment, ...],
+        usage: Usage,
+        reason: str,
+        *,
+        from_caller: bool,
     ) -> Bill:
         known = tuple(Segment(s.fence, s.start_token, s.end_token, self.party(s.fence) or s.party) for s in segments)
-        return Bill(self.job_id, ticket, outcome, known, usage, dict(self.counts), reason, receipt_only=False, from_caller=from_caller)
+        return Bill(
+            self.job_id,
+            ticket,
+            outcome,
+            known,
+            usage,
+            dict(self.counts),
+            reason,
+            receipt_only=False,
+            from_caller=from_caller,
+        )

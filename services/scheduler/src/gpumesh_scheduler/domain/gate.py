@@ -1,4 +1,7 @@
-"""How fast new sessions may come: a token bucket. Pure. A TLS handshake costs 2 ms of CPU, so a fleet that returns at once must be spread."""
+"""How fast new sessions may come: a token bucket. Pure.
+
+A TLS handshake costs 2 ms of CPU, so a fleet that returns at once must be spread.
+"""
 
 
 class RateGate:

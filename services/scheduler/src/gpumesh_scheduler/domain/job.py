@@ -7,7 +7,7 @@ The machine decides; the board moves slots and queue; the rim sends.
 from enum import IntEnum, StrEnum
 from math import inf
 
-from gpumesh_scheduler.domain.nouns import Limits, NodeBreach, Terms, fence_of
+from gpumesh_scheduler.domain.nouns import Limits, NodeBreachError, Terms, fence_of
 from gpumesh_scheduler.domain.payload import Payload
 from gpumesh_scheduler.domain.session import Session, Try
 
@@ -152,19 +152,21 @@ class Job:
     # ---- the way back ------------------------------------------------------------------------------------------------------
 
     def owner(self, session: Session, fence: int) -> Verdict:
-        """RELAY when `session` runs the current try `fence`; STALE for an earlier one. Raises NodeBreach for one that it never had."""
+        """RELAY when `session` runs the current try `fence`; STALE for an earlier one. Raises NodeBreachError for one that it never had."""
         if fence != self.fence:
             if fence > self.fence:
-                raise NodeBreach("fence was never issued")
+                raise NodeBreachError("fence was never issued")
             return Verdict.STALE
         if self.current is None:
             return Verdict.LATE
         if self.current.session is not session:
-            raise NodeBreach("job belongs to another node")
+            raise NodeBreachError("job belongs to another node")
         return Verdict.RELAY
 
-    def frame(self, session: Session, fence: int, seq: int, content: bool, rendered_bytes: int, tokens: int, now: float) -> Verdict:
-        """Judges a frame by its header and takes note of it. Raises NodeBreach for a gap, a foreign job or a window run over."""
+    def frame(
+        self, session: Session, fence: int, seq: int, content: bool, rendered_bytes: int, tokens: int, now: float
+    ) -> Verdict:
+        """Judges a frame by its header and takes note of it. Raises NodeBreachError for a gap, a foreign job or a window run over."""
         current = self.current
         if current is None or fence != self.fence or current.session is not session:
             verdict = self.owner(session, fence)
@@ -173,10 +175,10 @@ class Job:
         if seq != self.frames + 1:
             if 0 < seq <= self.frames:
                 return Verdict.DUPLICATE
-            raise NodeBreach("a frame is missing")
+            raise NodeBreachError("a frame is missing")
         under_way = self.relayed_bytes - self.consumed_bytes
         if under_way > 0 and under_way + rendered_bytes > self.limit_bytes + self.limits.window_grace_bytes:
-            raise NodeBreach("window exceeded")
+            raise NodeBreachError("window exceeded")
         self.frames = seq
         self.relayed_bytes += rendered_bytes
         if tokens > self.tokens:
@@ -200,10 +202,10 @@ class Job:
             self.gap_s = (median * 1.05 if gap > median else median * 0.95) if median > 0.001 else max(gap, 0.001)
 
     def ends(self, session: Session, fence: int, seq: int) -> Verdict:
-        """Judges Done or Error. Raises NodeBreach when its count differs from the frames relayed."""
+        """Judges Done or Error. Raises NodeBreachError when its count differs from the frames relayed."""
         verdict = self.owner(session, fence)
         if verdict is Verdict.RELAY and seq != self.frames:
-            raise NodeBreach("frame count differs from the frames that came")
+            raise NodeBreachError("frame count differs from the frames that came")
         return verdict
 
     def window(self, fence: int, consumed_bytes: int, limit_bytes: int, now: float) -> bool:

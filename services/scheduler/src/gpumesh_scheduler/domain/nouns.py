@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 # (catalogue id, revision): a node with another revision of the model may not serve the job.
 ModelKey = tuple[str, str]
@@ -29,12 +29,11 @@ class Outcome(IntEnum):
     FAILED = 3
 
 
-class NodeBreach(Exception):
+class NodeBreachError(Exception):
     """A node broke the session's protocol: its session ends, and nothing else does. The text names the rule, never content."""
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(NamedTuple):
     """A model as it is computed on a node."""
 
     model_id: str
@@ -49,8 +48,7 @@ class Build:
         return (self.model_id, self.revision)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens of one job."""
 
     prompt_tokens: int = 0
@@ -59,8 +57,7 @@ class Usage:
     reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Party:
+class Party(NamedTuple):
     """Who served a try, and how."""
 
     provider_id: str
@@ -91,7 +88,7 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds and times of the cores, seconds and bytes. Values from ../shared design mechanisms 1 and 2; config.py says what each is for."""
+    """Bounds and times of the cores, seconds and bytes; config.py says what each is for."""
 
     accept_s: float = 2.0
     first_token_s: float = 120.0
@@ -115,8 +112,7 @@ class Limits:
     retry_after_s: float = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What an admitted job asks for. Times relative to now are already instants."""
 
     job_id: bytes

@@ -51,8 +51,15 @@ class Payload:
     def add(self, seq: int, piece: bytes, last: bool) -> None:
         """Takes the next piece. Raises InvalidArgument (PROTOCOL_ERROR) when it is out of order or does not fit what was announced."""
         received = self.received_bytes + len(piece)
-        if self.complete or seq != self.seq + 1 or received > self.expected_bytes or last != (received == self.expected_bytes):
-            raise InvalidArgument(Reason.PROTOCOL_ERROR, "The pieces of the request do not add up to what was announced.")
+        if (
+            self.complete
+            or seq != self.seq + 1
+            or received > self.expected_bytes
+            or last != (received == self.expected_bytes)
+        ):
+            raise InvalidArgument(
+                Reason.PROTOCOL_ERROR, "The pieces of the request do not add up to what was announced."
+            )
         self.seq = seq
         self.received_bytes = received
         self.complete = last

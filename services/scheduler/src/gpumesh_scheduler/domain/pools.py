@@ -109,7 +109,11 @@ class Pools:
             return None
         if excluded and excluded.issuperset(pool.seats):
             excluded = frozenset()
-        fit = [seat for seat in candidates(pool.free, self._random) if refuses(seat, seat.session.node_id, terms, excluded) is None]
+        fit = [
+            seat
+            for seat in candidates(pool.free, self._random)
+            if refuses(seat, seat.session.node_id, terms, excluded) is None
+        ]
         if not fit and len(pool.free) > SAMPLE:
             # The sample may have missed the few that fit: look at all before letting the job wait.
             fit = [seat for seat in pool.free if refuses(seat, seat.session.node_id, terms, excluded) is None]

@@ -24,7 +24,7 @@ class Queue(Protocol):
     def length(self, key: ModelKey) -> int:
         """How many wait for a model."""
 
-    def keys(self) -> list[ModelKey]:
+    def models(self) -> list[ModelKey]:
         """Models that something waits for."""
 
 
@@ -72,6 +72,6 @@ class FifoQueue:
         line = self._lines.get(key)
         return len(line) if line else 0
 
-    def keys(self) -> list[ModelKey]:
+    def models(self) -> list[ModelKey]:
         """Models with a line."""
         return list(self._lines)

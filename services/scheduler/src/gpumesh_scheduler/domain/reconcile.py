@@ -6,14 +6,17 @@ dropped for want of room comes back, because caller and node keep theirs until t
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from gpumesh_scheduler.domain.evidence import Bill, Case, Delivered, Relayed
 from gpumesh_scheduler.domain.nouns import Outcome, Party, Usage
 
 # metering has not judged yet: nobody is answered, and both sides present theirs again.
 PARKED: Final = "PARKED"
+# Settles sent in one turn: 2,000 are 1 MiB of a background queue of 16; the others are overdue and follow with the next sweeps.
+_BURST: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,13 @@ class Waits:
     most: int = 100_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SendSettle:
+class SendSettle(NamedTuple):
     """Give this to metering; it is sent again until it is answered."""
 
     bill: Bill
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AckCaller:
+class AckCaller(NamedTuple):
     """DeliveredAck on the link `caller`."""
 
     caller: int
@@ -52,8 +53,7 @@ class AckCaller:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AckNode:
+class AckNode(NamedTuple):
     """ReceiptAck to a node's present session, if it has one."""
 
     node_id: str
@@ -87,7 +87,9 @@ class Reconciler:
             case.due = now + self.waits.patience_s if lost_at is None else lost_at + self.waits.caller_s
         return self._judge(case, now)
 
-    def counted(self, job_id: bytes, fence: int, usage: Usage, party: Party, now: float, *, running: bool = False) -> Settling:
+    def counted(
+        self, job_id: bytes, fence: int, usage: Usage, party: Party, now: float, *, running: bool = False
+    ) -> Settling:
         """A node's receipt: Done, CancelAck or Receipt. running: the job still runs here in another try, so nothing is due yet."""
         case = self._case(job_id, now)
         if case is None:
@@ -100,7 +102,9 @@ class Reconciler:
             case.due = inf if running else min(case.due, now + self.waits.receipt_s)
         return self._judge(case, now)
 
-    def delivered(self, job_id: bytes, caller: int, record: Delivered, parties: Iterable[tuple[int, Party]], now: float) -> Settling:
+    def delivered(
+        self, job_id: bytes, caller: int, record: Delivered, parties: Iterable[tuple[int, Party]], now: float
+    ) -> Settling:
         """The caller's record. parties: who served, from receipt tokens that were verified."""
         case = self._case(job_id, now)
         if case is None:
@@ -119,6 +123,12 @@ class Reconciler:
             cancelled = record.outcome is Outcome.CANCELLED
             case.due = now + (self.waits.cancelled_s if cancelled else self.waits.delivered_s)
         return self._judge(case, now)
+
+    def abandoned(self, job_id: bytes, now: float) -> None:
+        """A job ended here in a way that its caller may continue elsewhere: what nodes counted for it here is presented alone."""
+        case = self.waiting.get(job_id)
+        if case is not None and case.delivered is None and case.relayed is None:
+            case.due = now + self.waits.receipt_s
 
     def caller_lost(self, caller: int, now: float) -> None:
         """A caller's link is down: what it has not presented in time is settled from what was relayed."""
@@ -140,10 +150,10 @@ class Reconciler:
     def unanswered(self, now: float, *, everything: bool = False) -> Settling:
         """What metering has been given and has not answered: all of it on a new link, what is overdue on an old one."""
         before = inf if everything else now - self.waits.resend_s
+        overdue = (case for case in self.cases.values() if case.sent and case.sent_at <= before)
         out: Settling = []
-        for case in self.cases.values():
-            if case.sent and case.sent_at <= before:
-                out += self._send(case, now)
+        for case in list(islice(overdue, _BURST)):
+            out += self._send(case, now)
         return out
 
     def settled(self, job_id: bytes, charge_nano_usd: int, pays: dict[int, int], reason: str) -> Settling:

@@ -5,7 +5,6 @@ from typing import Final
 
 from gpumesh_runtime.error_types import MeshError
 from gpumesh_runtime.reasons import Reason
-
 from gpumesh_scheduler.domain.board import Board
 from gpumesh_scheduler.domain.effects import Effects, EndSession, SendCancel
 from gpumesh_scheduler.domain.nouns import Limits, NodeStatus
@@ -36,9 +35,11 @@ class Roster:
             raise MeshError.of(Reason.DRAINING, "The scheduler is shutting down.", retryable=True)
         known = self.sessions.get(node_id)
         if known is not None and counter <= known.counter:
-            raise MeshError.of(Reason.SESSION_REPLACED, "A session of this node with a higher counter is here.", retry_after_s=self.limits.lost_s)
+            message = "A session of this node with a higher counter is here."
+            raise MeshError.of(Reason.SESSION_REPLACED, message, retry_after_s=self.limits.lost_s)
         if known is None and len(self.sessions) >= self.limits.max_sessions:
-            raise MeshError.of(Reason.RESOURCE_EXHAUSTED, "The scheduler holds as many sessions as it may.", retry_after_s=30.0, retryable=True)
+            message = "The scheduler holds as many sessions as it may."
+            raise MeshError.of(Reason.RESOURCE_EXHAUSTED, message, retry_after_s=30.0, retryable=True)
 
     def open(self, session: Session, status: NodeStatus, now: float) -> Effects:
         """A checked session begins; an earlier one of the same node is fenced off first."""
@@ -79,6 +80,7 @@ class Roster:
 
     def goodbye(self, session: Session) -> None:
         """The node drains: no offers; what runs goes on."""
+        session.leaving = True
         if session.state is not SessionState.LOST:
             self._turn(session, SessionState.DRAINING)
 
@@ -149,11 +151,10 @@ class Roster:
         self.board.session_lost(session, reason, now, out)
 
     def _apply(self, session: Session, status: NodeStatus, now: float, out: Effects) -> None:
-        if status.draining and session.state is not SessionState.LOST:
-            session.state = SessionState.DRAINING
-        elif session.state is SessionState.DRAINING and not status.draining:
-            # A node that said Goodbye stays in order to finish; one that only paused its engines comes back by saying so.
-            session.state = SessionState.READY
+        state = SessionState.DRAINING if status.draining or session.leaving else SessionState.READY
+        if state is not session.state:
+            self._turn(session, state)
+        session.strays = 0
         self._seats(session, status)
         for job_id, fence in session.strangers(status):
             out.append(SendCancel(session, job_id, fence, Reason.UNKNOWN_JOB))

@@ -71,6 +71,7 @@ class Session:
         "counter",
         "heard_at",
         "id",
+        "leaving",
         "node_id",
         "opened_at",
         "provider_id",
@@ -81,7 +82,17 @@ class Session:
         "version",
     )
 
-    def __init__(self, id_: int, node_id: str, provider_id: str, counter: int, now: float, *, boot_id: str = "", version: str = "") -> None:
+    def __init__(
+        self,
+        id_: int,
+        node_id: str,
+        provider_id: str,
+        counter: int,
+        now: float,
+        *,
+        boot_id: str = "",
+        version: str = "",
+    ) -> None:
         self.id = id_
         self.node_id = node_id
         self.provider_id = provider_id
@@ -93,6 +104,8 @@ class Session:
         self.state = SessionState.READY
         self.seats: dict[ModelKey, Seat] = {}
         self.tries: dict[tuple[bytes, int], Try] = {}
+        # Said Goodbye: no report of its own brings it back.
+        self.leaving = False
         self.strays = 0
 
     def silence(self, now: float, limits: Limits) -> SessionState:
@@ -112,13 +125,15 @@ class Session:
 
     def missing(self, status: NodeStatus, now: float, limits: Limits) -> list[Try]:
         """Tries that the node no longer runs, by two digests running and `digest_grace_s` after the offer: their slots are free."""
-        gone = []
+        gone: list[Try] = []
         for key, attempt in self.tries.items():
-            if key in status.running or now - attempt.offered_at < limits.digest_grace_s:
+            # A cancelled try is answered by control items, which heartbeats do not overtake: once is enough, after a round trip.
+            grace_s, misses = (limits.accept_s, 1) if attempt.cancelled else (limits.digest_grace_s, _MISSES)
+            if key in status.running or now - attempt.offered_at < grace_s:
                 attempt.missed = 0
                 continue
             attempt.missed += 1
-            if attempt.missed >= _MISSES:
+            if attempt.missed >= misses:
                 gone.append(attempt)
         return gone
 

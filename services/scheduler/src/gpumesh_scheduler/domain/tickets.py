@@ -1,16 +1,14 @@
 """What makes a ticket good for one Submit: its audience, its time, and that it has not been used. Seals are checked by wire.py. Pure."""
 
 import heapq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpumesh_runtime.error_types import FailedPrecondition, PermissionDenied, ResourceExhausted
 from gpumesh_runtime.reasons import Reason
-
 from gpumesh_scheduler.domain.nouns import ModelKey
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """The part of a ticket that a scheduler reads. Times in nanoseconds since 1970."""
 
     job_id: bytes
@@ -27,9 +25,10 @@ class Ticket:
 
 
 def check_ticket(ticket: Ticket, job_id: bytes, attempt: int, scheduler_id: str, boot_id: str, now_ns: int) -> None:
-    """Raises PermissionDenied (TICKET_INVALID) for another job, attempt, scheduler or boot, FailedPrecondition (TICKET_EXPIRED) after submit_by.
+    """Raises PermissionDenied (TICKET_INVALID) for another job, attempt, scheduler or boot.
 
-    Both are retryable: a new admission gives a ticket that fits, for instance after this scheduler was restarted.
+    Raises FailedPrecondition (TICKET_EXPIRED) after submit_by. Another boot and a late ticket are retryable: a new admission gives one
+    that fits, for instance after this scheduler was restarted.
     """
     if ticket.job_id != job_id or ticket.attempt != attempt:
         raise PermissionDenied(Reason.TICKET_INVALID, "The ticket is for another job or attempt.")
@@ -61,7 +60,8 @@ class ReplayMemory:
         if key in self._used:
             raise FailedPrecondition(Reason.TICKET_REPLAYED, "The ticket has been used.")
         if len(self._used) >= self._most:
-            raise ResourceExhausted(Reason.RESOURCE_EXHAUSTED, "The scheduler remembers as many tickets as it may.", retry_after_s=1.0, retryable=True)
+            message = "The scheduler remembers as many tickets as it may."
+            raise ResourceExhausted(Reason.RESOURCE_EXHAUSTED, message, retry_after_s=1.0, retryable=True)
         self._used.add(key)
         heapq.heappush(expiries, (submit_by_ns, key))
 

@@ -1,0 +1,58 @@
+"""The link to metering: Settle goes out, Settled comes back. What is not answered is sent again; the reconciler keeps it."""
+
+from typing import Final
+
+from gpumesh.common.v1.link_pb2 import Goodbye, Item, ItemKind
+from gpumesh.metering.v1.settlement_service_pb2 import Settled, SettlementHello
+from gpumesh_runtime.link import Link, LinkClient, LinkEnd, LinkProtocolError
+from gpumesh_runtime.logs import get_logger
+from gpumesh_runtime.tls import TlsIdentity
+from gpumesh_scheduler import metrics
+from gpumesh_scheduler.desk import Desk
+from gpumesh_scheduler.domain.evidence import Bill
+from gpumesh_scheduler.wire import settle_to_wire, settled_from_wire
+
+log = get_logger("gpumesh.scheduler.settlement")
+
+_SETTLE: Final = int(ItemKind.ITEM_KIND_SETTLE)
+_SETTLED: Final = int(ItemKind.ITEM_KIND_SETTLED)
+METHOD: Final = "/gpumesh.metering.v1.SettlementService/Connect"
+
+
+class Settlement:
+    """Receiver of the link to metering."""
+
+    def __init__(self, desk: Desk, address: str, tls: TlsIdentity) -> None:
+        self._desk = desk
+        desk.give_settle = self.give
+        hello = SettlementHello(scheduler_id=desk.scheduler_id).SerializeToString()
+        self.client = LinkClient(address, METHOD, credentials=tls, hello=lambda: hello, receiver=self)
+
+    def give(self, bill: Bill) -> None:
+        """Sends a bill if the link is up; if not, it goes when it is."""
+        link = self.client.link
+        if link is not None and link.end is None:
+            metrics.SETTLES.value += 1
+            link.send_new(_SETTLE, id=bill.job_id, body=settle_to_wire(bill))
+
+    def on_up(self, link: Link, hello_or_welcome: bytes) -> None:
+        """Everything that has not been answered goes again: metering answers repeats with the first result."""
+        del hello_or_welcome
+        desk = self._desk
+        log.info("metering connected", count=len(desk.reconciler.cases))
+        desk.settle(desk.reconciler.unanswered(desk.time(), everything=True))
+
+    def on_item(self, link: Link, item: Item) -> None:
+        """Settled."""
+        if item.kind != _SETTLED:
+            raise LinkProtocolError("metering does not send this")
+        charge, pays, reason = settled_from_wire(Settled.FromString(item.body))
+        metrics.SETTLED.labels(reason).value += 1
+        self._desk.settle(self._desk.reconciler.settled(item.id, charge, pays, reason))
+
+    def on_goodbye(self, link: Link, goodbye: Goodbye) -> None:
+        """metering stops: the link ends soon and comes back with its successor."""
+
+    def on_down(self, link: Link, end: LinkEnd) -> None:
+        """Settles wait."""
+        log.warning("metering gone", end=end.value, count=len(self._desk.reconciler.cases))

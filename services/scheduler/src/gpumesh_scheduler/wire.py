@@ -1,0 +1,235 @@
+"""Between wire messages and domain values. Total and pure; payload and answer bytes pass untouched.
+
+What comes from nodes is checked against named bounds: they are strangers. NodeBreachError says that their session must end.
+"""
+
+from typing import Final
+
+from gpumesh.common.v1.job_pb2 import Feature, JobOutcome, ModelBuild
+from gpumesh.common.v1.job_pb2 import Segment as SegmentMessage
+from gpumesh.common.v1.job_pb2 import Usage as UsageMessage
+from gpumesh.metering.v1.settlement_service_pb2 import EvidenceSource, NodeCount, PaidSegment, Settle, Settled
+from gpumesh.node.v1.session_pb2 import ModelState, Offer, Status
+from gpumesh.scheduler.v1.capacity_service_pb2 import ModelCapacity
+from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered as DeliveredMessage
+from gpumesh.scheduler.v1.dispatch_service_pb2 import Submit
+from gpumesh.scheduler.v1.operator_service_pb2 import NodeSummary
+from gpumesh_runtime.error_types import InvalidArgument
+from gpumesh_runtime.reasons import Reason
+from gpumesh_scheduler.domain.evidence import Bill, Delivered, Segment
+from gpumesh_scheduler.domain.job import Job
+from gpumesh_scheduler.domain.nouns import (
+    Build,
+    Limits,
+    ModelKey,
+    NodeBreachError,
+    NodeStatus,
+    Outcome,
+    ServedModel,
+    Terms,
+    Usage,
+)
+from gpumesh_scheduler.domain.pools import Capacity
+from gpumesh_scheduler.domain.session import Session
+from gpumesh_scheduler.domain.tickets import Ticket
+
+ID_BYTES: Final = 16
+# Bounds on what a node reports. A machine with 8 GPUs serves a handful of models with at most some hundred slots each.
+MOST_MODELS: Final = 64
+MOST_SLOTS: Final = 1024
+MOST_RUNNING: Final = 4096
+MOST_NAME: Final = 200
+# Tokens of one job; far above any context window, far below what overflows int64 money.
+MOST_TOKENS: Final = 100_000_000
+# Segments of one job: one per attempt that delivered something.
+MOST_SEGMENTS: Final = 16
+_NO_FEATURES: Final[frozenset[int]] = frozenset()
+_EMPTY: Final = Usage()
+
+
+def terms_from_wire(job_id: bytes, submit: Submit, ticket: Ticket, limits: Limits, now: float) -> Terms:
+    """An admitted job: what the ticket promises and what Submit adds."""
+    deadline_s = submit.deadline_ms / 1000 or limits.max_deadline_s
+    window = submit.window_bytes
+    return Terms(
+        job_id=job_id,
+        attempt=ticket.attempt,
+        model=ticket.model,
+        modality=ticket.modality,
+        features=ticket.features,
+        max_output_tokens=ticket.max_output_tokens,
+        input_tokens_estimate=ticket.input_tokens_estimate,
+        streaming=submit.streaming,
+        deadline_at=now + min(deadline_s, limits.max_deadline_s),
+        window_bytes=min(window, limits.max_window_bytes) if window else limits.default_window_bytes,
+        tries_used=submit.tries_used,
+        excluded=frozenset(submit.excluded_node_ids) if submit.excluded_node_ids else frozenset(),
+        traceparent=submit.traceparent,
+        ticket=submit.ticket,
+        settle_by_ns=ticket.settle_by_ns,
+        prefix_token_ids=tuple(submit.prefix_token_ids) if submit.prefix_token_ids else (),
+    )
+
+
+def offer_to_wire(job: Job, receipt_token: bytes, traceparent: str, now: float) -> bytes:
+    """Body of Offer for the job's current try."""
+    terms, payload = job.terms, job.payload
+    offer = Offer(
+        model_id=terms.model[0],
+        modality=terms.modality,  # type: ignore[arg-type]  # an open enum: the number passes as it came
+        max_output_tokens=terms.max_output_tokens,
+        deadline_ms=max(1, int((terms.deadline_at - now) * 1000)),
+        streaming=terms.streaming,
+        traceparent=traceparent,
+        receipt_token=receipt_token,
+        payload_bytes=payload.expected_bytes,
+        payload=payload.inline,
+        window_bytes=job.limit_bytes,
+    )
+    if terms.prefix_token_ids:
+        offer.prefix_token_ids.extend(terms.prefix_token_ids)
+    return offer.SerializeToString()
+
+
+def status_from_wire(status: Status) -> NodeStatus:
+    """A node's report. Raises NodeBreachError beyond the bounds above."""
+    if len(status.models) > MOST_MODELS or len(status.running) > MOST_RUNNING:
+        raise NodeBreachError("status lists too much")
+    models: dict[ModelKey, ServedModel] = {}
+    for model in status.models:
+        build = build_from_wire(model.build)
+        if not build.model_id or model.slots > MOST_SLOTS or not 0 <= model.context_tokens <= MOST_TOKENS:
+            raise NodeBreachError("a served model is out of bounds")
+        models[build.key] = ServedModel(
+            build=build,
+            slots=model.slots,
+            context_tokens=model.context_tokens,
+            features=frozenset(map(int, model.features)) if model.features else _NO_FEATURES,
+            modalities=frozenset(map(int, model.modalities)) if model.modalities else _NO_FEATURES,
+            ready=model.state == ModelState.MODEL_STATE_READY,
+        )
+    if any(len(job.job_id) != ID_BYTES for job in status.running):
+        raise NodeBreachError("a running job has no id")
+    running = frozenset((job.job_id, job.fence) for job in status.running)
+    return NodeStatus(tuple(models.values()), running, status.draining)
+
+
+def build_from_wire(build: ModelBuild) -> Build:
+    """A build as a node tells it. Raises NodeBreachError for absurdly long names."""
+    told = Build(build.model_id, build.revision, build.quantisation, build.engine_name, build.engine_version)
+    if any(len(name) > MOST_NAME for name in told):
+        raise NodeBreachError("a name is too long")
+    return told
+
+
+def build_to_wire(build: Build) -> ModelBuild:
+    """As it came."""
+    return ModelBuild(
+        model_id=build.model_id,
+        revision=build.revision,
+        quantisation=build.quantisation,
+        engine_name=build.engine_name,
+        engine_version=build.engine_version,
+    )
+
+
+def usage_from_node(usage: UsageMessage) -> Usage:
+    """What a node counted. Raises NodeBreachError for counts that no job can have."""
+    told = usage_from_wire(usage)
+    if not all(0 <= count <= MOST_TOKENS for count in told):
+        raise NodeBreachError("usage is out of bounds")
+    return told
+
+
+def usage_from_wire(usage: UsageMessage) -> Usage:
+    """Counts as they are."""
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
+
+
+def usage_to_wire(usage: Usage) -> UsageMessage:
+    """Counts as they are."""
+    return UsageMessage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_prompt_tokens=usage.cached_prompt_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
+def delivered_from_wire(record: DeliveredMessage) -> Delivered:
+    """A caller's record. Raises InvalidArgument when it is not one."""
+    try:
+        outcome = Outcome(record.outcome)
+    except ValueError:
+        raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record has no outcome.") from None
+    if len(record.segments) > MOST_SEGMENTS or not record.ticket:
+        raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record is out of bounds.")
+    segments = tuple(Segment(s.fence, s.start_token, s.end_token) for s in record.segments)
+    return Delivered(record.ticket, outcome, segments, usage_from_wire(record.usage), record.reason)
+
+
+def settle_to_wire(bill: Bill) -> bytes:
+    """Body of Settle."""
+    settle = Settle(
+        ticket=bill.ticket,
+        reason=bill.reason,
+        receipt_only=bill.receipt_only,
+        source=EvidenceSource.EVIDENCE_SOURCE_CALLER if bill.from_caller else EvidenceSource.EVIDENCE_SOURCE_RELAY,
+        usage=usage_to_wire(bill.usage) if bill.usage is not _EMPTY else None,
+        segments=[_paid_segment(segment) for segment in bill.segments],
+        node_counts=[NodeCount(fence=fence, usage=usage_to_wire(usage)) for fence, usage in bill.counts.items()],
+    )
+    if bill.outcome is not None:
+        settle.outcome = JobOutcome.ValueType(bill.outcome)
+    return settle.SerializeToString()
+
+
+def _paid_segment(segment: Segment) -> PaidSegment:
+    run = SegmentMessage(fence=segment.fence, start_token=segment.start_token, end_token=segment.end_token)
+    party = segment.party
+    if party is None:
+        return PaidSegment(segment=run)
+    return PaidSegment(
+        segment=run, provider_id=party.provider_id, node_id=party.node_id, build=build_to_wire(party.build)
+    )
+
+
+def settled_from_wire(settled: Settled) -> tuple[int, dict[int, int], str]:
+    """(charge, pay by fence, reason), nano-USD."""
+    return settled.charge.amount_nano_usd, {pay.fence: pay.pay_nano_usd for pay in settled.pays}, settled.reason
+
+
+def capacity_to_wire(key: ModelKey, capacity: Capacity, queued: int, queued_tokens: int) -> ModelCapacity:
+    """One model's line in a Capacity update."""
+    return ModelCapacity(
+        model_id=key[0],
+        model_revision=key[1],
+        nodes=capacity.nodes,
+        slots=capacity.slots,
+        free_slots=capacity.free_slots,
+        queued_jobs=queued,
+        outstanding_tokens=capacity.outstanding_tokens + queued_tokens,
+        features=[Feature.ValueType(feature) for feature in sorted(capacity.features)],
+    )
+
+
+def reason_from_wire(text: str, fallback: Reason) -> Reason:
+    """A reason of the closed list; `fallback` for what a newer version or a stranger sent."""
+    try:
+        return Reason(text)
+    except ValueError:
+        return fallback
+
+
+def summary_to_wire(session: Session, status: Status, now: float) -> NodeSummary:
+    """One session for operators."""
+    return NodeSummary(
+        node_id=session.node_id,
+        provider_id=session.provider_id,
+        state=session.state.name.lower(),
+        status=status,
+        running_jobs=len(session.tries),
+        silent_ms=max(0, round((now - session.heard_at) * 1000)),
+        session_ms=max(0, round((now - session.opened_at) * 1000)),
+        software_version=session.version,
+    )
