@@ -48,6 +48,7 @@ class _RouterConnection:
         del hello_or_welcome
         self.link = link
         self.draining = False
+        self._owner.on_change()
 
     def on_item(self, link: Link, item: Item) -> None:
         """Only catalogues come unasked."""
@@ -68,13 +69,14 @@ class _RouterConnection:
         """Calls that waited have failed with LinkDown; their jobs ask again."""
         del link, end
         self.link = None
+        self._owner.on_change()
 
 
 class LinkAdmitter:
     """Admissions from routers over links, one to each. A key's jobs go to the same router while that is up (rendezvous hashing), so that
     one router's cache and holds cover them.
 
-    on_catalogue is called with each catalogue that a router sends.
+    on_catalogue is called with each catalogue that a router sends, on_change when a link came up or went down.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class LinkAdmitter:
         credentials: TlsIdentity | None,
         caller_id: str,
         on_catalogue: Callable[[Catalogue], None],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         hello = AdmissionHello(caller_id=caller_id).SerializeToString()
         self.on_catalogue = on_catalogue
+        self.on_change = on_change
         self._routers = [_RouterConnection(self, address, credentials, hello) for address in addresses]
         self._admitted_by: dict[bytes, _RouterConnection] = {}
 

@@ -1,0 +1,93 @@
+"""Metrics of the edge, and its one log line per request."""
+
+from typing import Final
+
+from gpumesh_edge_http.sinks import ChatSink
+from gpumesh_edge_http.transport import Exchange
+from gpumesh_runtime.logs import get_logger
+from gpumesh_runtime.metrics import counter, gauge, histogram
+
+log = get_logger("gpumesh.edge")
+REQUESTS: Final = counter("gpumesh_edge_requests_total", "Requests by route and HTTP status", ("route", "status"))
+REFUSED: Final = counter("gpumesh_edge_refused_total", "Requests that failed, by reason", ("reason",))
+DURATION: Final = histogram(
+    "gpumesh_edge_request_duration_seconds", "From a request's head to the end of its answer"
+).cell
+FIRST: Final = histogram(
+    "gpumesh_edge_time_to_first_token_seconds", "From a chat request's head to its first token"
+).cell
+BYTES_OUT: Final = counter("gpumesh_edge_sent_bytes_total", "Bytes of answers").cell
+CONNECTIONS: Final = gauge("gpumesh_edge_connections", "Clients connected").cell
+HEAD_TIMEOUTS: Final = gauge(
+    "gpumesh_edge_head_timeouts", "Connections closed because no complete head came in time"
+).cell
+WRITE_STALLS: Final = gauge("gpumesh_edge_write_stalls", "Connections closed because the client stopped reading").cell
+THROTTLED: Final = counter(
+    "gpumesh_edge_throttled_total", "Requests refused because their address failed to authenticate too often"
+).cell
+
+# Bound label cells of what occurs all the time.
+_cells: Final = {
+    (route, status): REQUESTS.labels(route, str(status))
+    for route in ("chat",)
+    for status in (200, 400, 401, 429, 499, 503)
+}
+
+
+def count(
+    exchange: Exchange, route: str, request_id: str, began: float, now: float, sink: ChatSink | None, reason: str
+) -> None:
+    """Counts one request and writes its line. Nothing that a client wrote gets in: routes, reasons and ids are ours."""
+    status = exchange.status or 499
+    cell = _cells.get((route, status))
+    if cell is None:
+        cell = REQUESTS.labels(route, str(status))
+    cell.value += 1
+    BYTES_OUT.value += exchange.bytes_out
+    elapsed = now - began
+    if reason:
+        REFUSED.labels(reason).value += 1
+    if sink is None:
+        if route != "probe":
+            log.info(
+                "request",
+                request_id=request_id,
+                kind=route,
+                status=status,
+                reason=reason,
+                elapsed_ms=round(elapsed * 1000, 2),
+            )
+        return
+    DURATION.observe(elapsed)
+    if sink.first_at:
+        FIRST.observe(sink.first_at - began)
+    _chat_line(exchange, request_id, status, elapsed, began, sink, reason)
+
+
+def _chat_line(
+    exchange: Exchange, request_id: str, status: int, elapsed: float, began: float, sink: ChatSink, reason: str
+) -> None:
+    admission, completed, running = sink.admission, sink.completed, sink.running
+    usage = completed.usage if completed is not None else None
+    log.info(
+        "request",
+        request_id=request_id,
+        job_id=sink.job_id,
+        kind="chat",
+        status=status,
+        reason=reason,
+        stream=sink.chat.stream,
+        model_id=admission.model_id if admission is not None else "",
+        account_id=admission.account_id if admission is not None else "",
+        attempts=running.job.attempt if running is not None else 0,
+        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+        completion_tokens=usage.completion_tokens
+        if usage is not None
+        else (running.job.tokens if running is not None else 0),
+        amount_nano_usd=completed.charge_nano_usd if completed is not None else 0,
+        first_token_ms=round((sink.first_at - began) * 1000, 2) if sink.first_at else None,
+        elapsed_ms=round(elapsed * 1000, 2),
+        bytes_in=exchange.bytes_in,
+        bytes_out=exchange.bytes_out,
+        traceparent=running.request.traceparent if running is not None else "",
+    )

@@ -1,0 +1,441 @@
+"""The one place that touches aiohttp's internals: its low-level server with requests and answers of our own.
+
+aiohttp parses HTTP (its C parser), keeps connections alive and reads bodies. Answers do not go through StreamResponse: the bytes are put on
+the transport in one write, which costs half (measured per request: 15 us against 22, per chunk 13-18 against 25-35). What is used of
+aiohttp beyond its public surface is listed in tests/contract/test_aiohttp_internals.py, which fails when a new version changes it.
+
+Rules kept here (mechanisms.md 10): 10 s for a request's head, bodies of at least 1 KiB/s, 30 s without progress of a write, a bounded
+number of connections, requests that could be read in two ways refused (the parser does), SO_SNDBUF set so that a slow reader holds little.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from gpumesh_edge_http.limits import Limits
+from gpumesh_runtime.errors import DeadlineExceeded, MeshError, PayloadTooLarge, Reason
+
+HTTP11: Final = (1, 1)
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+# Beyond this a chunk and its size line are written apart rather than copied together.
+_COPY_BYTES: Final = 65536
+
+
+class ClientGoneError(Exception):
+    """The connection went away while the request was being read."""
+
+
+class Exchange:
+    """One request and its answer. Stands in for aiohttp's request object, of which the low-level server needs very little.
+
+    on_lost: called at once when the connection breaks. on_writable: called when a transport that was full has drained.
+    status, bytes_out: what was answered, for the log line.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_message",
+        "_payload",
+        "_protocol",
+        "_task",
+        "bytes_in",
+        "bytes_out",
+        "headers",
+        "keep_alive",
+        "method",
+        "on_lost",
+        "on_writable",
+        "path",
+        "stalled",
+        "started",
+        "status",
+    )
+
+    def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: "EdgeProtocol") -> None:
+        self._message = message
+        self._payload = payload
+        self._protocol = protocol
+        self._task: Any = None  # set to None by aiohttp at the end
+        self._chunked = False
+        self.method = message.method
+        self.path = message.path
+        self.headers = message.headers
+        self.keep_alive = not message.should_close
+        self.on_lost: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+        self.started = False
+        self.stalled = False  # the client stopped reading and was cut off
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    # --- what aiohttp calls on a request object ---------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """The handler has returned."""
+
+    def _cancel(self, exc: BaseException) -> None:
+        """The connection is lost; EdgeProtocol has told us already."""
+
+    # --- reading --------------------------------------------------------------------------------------------------------
+
+    @property
+    def remote(self) -> str:
+        """The client's address, empty when unknown."""
+        peer = self._protocol.peername
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    async def read_body(self) -> bytes:
+        """The whole body. Raises PayloadTooLarge, DeadlineExceeded (REQUEST_TIMEOUT) when it comes too slowly, ClientGoneError."""
+        limits = self._protocol.limits
+        length = self.headers.get("Content-Length")
+        if length is not None and int(length) > limits.max_body_bytes:  # the parser has checked that it is a number
+            raise self._too_large()
+        payload = self._payload
+        if payload.is_eof():
+            body = payload.read_nowait()
+        else:
+            if self.headers.get("Expect", "").lower() == "100-continue":
+                self._protocol.write(_CONTINUE)
+            body = await self._read_slowly(limits)
+        self.bytes_in = len(body)
+        if self.bytes_in > limits.max_body_bytes:
+            raise self._too_large()
+        return body
+
+    async def _read_slowly(self, limits: Limits) -> bytes:
+        parts: list[bytes] = []
+        received = 0
+        payload = self._payload
+        loop = asyncio.get_running_loop()
+        began = loop.time() + limits.body_grace_s
+        try:
+            while True:
+                async with asyncio.timeout_at(began + received / limits.body_bytes_per_s):
+                    part = await payload.readany()
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+                received += len(part)
+                if received > limits.max_body_bytes:
+                    raise self._too_large()
+        except TimeoutError:
+            self.keep_alive = False
+            text = f"The request body came slower than {limits.body_bytes_per_s} bytes/s. Send it again over a faster connection."
+            raise DeadlineExceeded(Reason.REQUEST_TIMEOUT, text) from None
+        except (MeshError, asyncio.CancelledError):
+            raise
+        except Exception as err:  # aiohttp's payload errors: the connection broke, or the chunked framing is wrong
+            self.keep_alive = False
+            raise ClientGoneError from err
+
+    def _too_large(self) -> MeshError:
+        self.keep_alive = False  # the rest of the body is not read
+        limit = self._protocol.limits.max_body_bytes
+        text = f"The request body is larger than {limit} bytes. Send less text or fewer images."
+        return PayloadTooLarge(Reason.PAYLOAD_TOO_LARGE, text, metadata={"limit": str(limit)})
+
+    # --- answering ------------------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is gone."""
+        transport = self._protocol.transport
+        return transport is None or transport.is_closing()
+
+    @property
+    def writable(self) -> bool:
+        """Whether the transport takes more without piling it up."""
+        return not self._protocol.writing_paused
+
+    def answer(self, status: int, status_line: bytes, headers: bytes, body: bytes) -> None:
+        """A whole answer in one write. headers: complete lines, each with its CRLF."""
+        self.started = True
+        self.status = status
+        close = b"" if self.keep_alive else b"Connection: close\r\n"
+        data = b"%b%bContent-Length: %d\r\n%b\r\n%b" % (
+            status_line,
+            headers,
+            len(body),
+            close,
+            b"" if self.method == "HEAD" else body,
+        )
+        self.bytes_out += len(data)
+        self._protocol.write(data)
+
+    def start_stream(self, status_line: bytes, headers: bytes, first: bytes) -> None:
+        """Begins an answer of unknown length with its first bytes, in one write."""
+        self.started = True
+        self.status = 200
+        self._chunked = self._message.version >= HTTP11
+        if self._chunked:
+            close = b"" if self.keep_alive else b"Connection: close\r\n"
+            data = b"%b%bTransfer-Encoding: chunked\r\n%b\r\n%x\r\n%b\r\n" % (
+                status_line,
+                headers,
+                close,
+                len(first),
+                first,
+            )
+        else:
+            self.keep_alive = False
+            data = b"%b%bConnection: close\r\n\r\n%b" % (status_line, headers, first)
+        self.bytes_out += len(data)
+        self._protocol.write(data)
+
+    def write(self, data: bytes, *, last: bool = False) -> None:
+        """More of a streamed answer; with `last` its end."""
+        if self._chunked:
+            data = (
+                b"%x\r\n%b\r\n%b" % (len(data), data, _LAST_CHUNK if last else b"")
+                if data
+                else (_LAST_CHUNK if last else b"")
+            )
+        if data:
+            self.bytes_out += len(data)
+            self._protocol.write(data)
+
+    def break_off(self) -> None:
+        """Closes the connection without ending the answer properly, once what was written has left."""
+        self.keep_alive = False
+        transport = self._protocol.transport
+        if transport is not None:
+            transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection at once; what was not sent is lost."""
+        self.keep_alive = False
+        transport = self._protocol.transport
+        if transport is not None:
+            transport.abort()
+
+
+class _Answered:
+    """What the handler returns to aiohttp: the answer is on the transport already."""
+
+    __slots__ = ("keep_alive",)
+
+    def __init__(self, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: Exchange) -> None:
+        """Nothing is left to prepare."""
+
+    async def write_eof(self) -> None:
+        """Nothing is left to write."""
+
+
+_KEEP: Final = _Answered(keep_alive=True)
+_CLOSE: Final = _Answered(keep_alive=False)
+
+Handler = Callable[[Exchange], Awaitable[None]]
+Malformed = Callable[[Exchange, str], None]
+
+
+class EdgeProtocol(RequestHandler):
+    """aiohttp's connection, with direct writes and callbacks for loss and drain."""
+
+    __slots__ = ("_last_buffer", "_stalled_since", "exchange", "head_since", "limits", "owner")
+
+    def __init__(self, owner: "EdgeServer", **kwargs: Any) -> None:
+        super().__init__(owner.server, **kwargs)
+        self.owner = owner
+        self.limits = owner.limits
+        self.exchange: Exchange | None = None
+        self.head_since = 0.0  # when the head that is awaited began; 0: none is
+        self._stalled_since = 0.0
+        self._last_buffer = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        super().connection_made(transport)
+        self.head_since = self._loop.time()
+        assert self.transport is not None  # set by super
+        self.transport.set_write_buffer_limits(
+            high=self.limits.write_buffer_bytes, low=self.limits.write_buffer_bytes // 4
+        )
+        if len(self.owner.server.connections_map) > self.limits.max_connections:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came; notes since when a head has been incomplete."""
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self.head_since = 0.0
+        elif self.exchange is None and not self.head_since and not self._messages:
+            self.head_since = self._loop.time()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client is gone: whoever answers it hears so in this turn."""
+        exchange = self.exchange
+        super().connection_lost(exc)
+        if exchange is not None and exchange.on_lost is not None:
+            exchange.on_lost()
+
+    def resume_writing(self) -> None:
+        """The transport drained: the answer may go on."""
+        super().resume_writing()
+        self._stalled_since = 0.0
+        exchange = self.exchange
+        if exchange is not None and exchange.on_writable is not None:
+            exchange.on_writable()
+
+    def write(self, data: bytes) -> None:
+        """Puts bytes on the transport; nothing when the client is gone."""
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
+
+    def handle_error(
+        self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> Any:
+        """Something that is not HTTP, or not HTTP as we read it. aiohttp would log parts of it and answer in plain text."""
+        exchange: Exchange = request
+        exchange.keep_alive = False
+        self.owner.malformed(exchange, type(exc).__name__ if exc is not None else "")
+        return _CLOSE
+
+    def look(self, now: float) -> None:
+        """Called each second: closes connections whose head or whose reading stalls."""
+        transport = self.transport
+        if transport is None:
+            return
+        if self.head_since and now - self.head_since > self.limits.header_timeout_s:
+            self.owner.head_timeouts += 1
+            transport.close()
+            self.force_close()
+            return
+        if not self.writing_paused:
+            return
+        waiting = transport.get_write_buffer_size()
+        if waiting != self._last_buffer or not self._stalled_since:
+            self._last_buffer, self._stalled_since = waiting, now
+        elif now - self._stalled_since > self.limits.write_stall_s:
+            self.owner.write_stalls += 1
+            if self.exchange is not None:
+                self.exchange.stalled = True
+            transport.abort()
+
+
+class _Server(web.Server):
+    """aiohttp's low-level server, making our protocol."""
+
+    def __init__(
+        self, owner: "EdgeServer", handler: Callable[[Any], Awaitable[Any]], factory: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(handler, request_factory=factory, handler_cancellation=True, **kwargs)
+        self._owner = owner
+
+    @property
+    def connections_map(self) -> dict[Any, Any]:
+        """Live connections, not copied."""
+        return self._connections
+
+    def __call__(self) -> EdgeProtocol:
+        return EdgeProtocol(self._owner, loop=self._loop, **self._kwargs)
+
+
+class EdgeServer:
+    """Listens and calls `handler` for each request; `malformed` answers what could not be parsed.
+
+    The handler answers through the exchange before it returns, and is cancelled when the client goes away.
+    """
+
+    def __init__(self, handler: Handler, malformed: Malformed, limits: Limits) -> None:
+        self.limits = limits
+        self.malformed = malformed
+        self.head_timeouts = 0
+        self.write_stalls = 0
+        self._handler = handler
+        self.server = _Server(
+            self,
+            self._handle,
+            self._make_exchange,
+            access_log=None,
+            keepalive_timeout=limits.idle_timeout_s,
+            lingering_time=2.0,
+            auto_decompress=False,
+            max_line_size=limits.max_line_bytes,
+            max_field_size=limits.max_header_bytes,
+            max_headers=limits.max_headers,
+        )
+        self._listener: asyncio.Server | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.port = 0
+
+    def _make_exchange(self, message: Any, payload: StreamReader, protocol: Any, writer: Any, task: Any) -> Exchange:
+        del writer, task
+        return Exchange(message, payload, protocol)
+
+    async def _handle(self, exchange: Exchange) -> _Answered:
+        protocol = exchange._protocol
+        protocol.exchange = exchange
+        try:
+            await self._handler(exchange)
+            if protocol.writing_paused:
+                # A client that pipelines and does not read must not pile up answers.
+                await protocol._drain_helper()
+        finally:
+            protocol.exchange = None
+        return _KEEP if exchange.keep_alive else _CLOSE
+
+    async def start(self, host: str, port: int, tls: Any = None) -> None:
+        """Binds and serves. port 0 takes a free one (see `port`). Raises OSError."""
+        listening = await self._bind(host, port)
+        self._listener = await self._loop.create_server(self.server, sock=listening, ssl=tls, backlog=1024)
+        self.port = listening.getsockname()[1]
+        self._tick()
+
+    async def _bind(self, host: str, port: int) -> socket.socket:
+        infos = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = infos[0]
+        listening = socket.socket(family, kind, proto)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted sockets inherit it; the kernel doubles what is asked.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer_bytes // 2)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+        listening.setblocking(False)
+        return listening
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(1.0, self._tick)
+        now = self._loop.time()
+        for protocol in self.server.connections:
+            if isinstance(protocol, EdgeProtocol):
+                protocol.look(now)
+
+    @property
+    def connections(self) -> int:
+        """Clients connected."""
+        return len(self.server.connections_map)
+
+    def close_listener(self) -> None:
+        """Takes no new connections; idle ones are closed, requests that run go on."""
+        if self._listener is not None:
+            self._listener.close()
+        for protocol in self.server.connections:
+            protocol.close()
+            if isinstance(protocol, EdgeProtocol) and protocol.exchange is None and protocol.transport is not None:
+                protocol.transport.close()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Closes everything, waiting `timeout_s` for requests that run."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.close_listener()
+        await self.server.shutdown(timeout_s)
+        if self._listener is not None:
+            await self._listener.wait_closed()
