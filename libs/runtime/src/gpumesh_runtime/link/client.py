@@ -129,7 +129,7 @@ class LinkClient:
 
     def _channel(self) -> grpc.aio.Channel:
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self.address, options=[*client_options(), *self._channel_options])
+            return grpc.aio.insecure_channel(self.address, options=[*self._channel_options, *client_options()])
         return channel(self.address, self._credentials, server_name=self._server_name, options=self._channel_options)
 
     async def _one_link(self) -> None:
