@@ -35,7 +35,7 @@ def channel(
 
     Close it (`await channel.close()`); it connects when first used and reconnects by itself.
     """
-    chosen = [*client_options(max_backoff_ms), *options]
+    chosen = [*options, *client_options(max_backoff_ms)]  # the first of two options of one name counts
     if server_name:
         chosen.append(("grpc.ssl_target_name_override", server_name))
     return grpc.aio.secure_channel(address, tls.channel_credentials(), options=chosen)

@@ -3,6 +3,7 @@
 Unknown option names are ignored silently by gRPC; `tests/integration/runtime` checks that these work.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -62,3 +63,8 @@ def client_options(max_backoff_ms: int = 1_000) -> Options:
         ("grpc.enable_http_proxy", 0),
         ("grpc.service_config_disable_resolution", 1),
     ]
+
+
+def merged(ours: Options, given: Sequence[tuple[str, str | int]]) -> Options:
+    """Our options with `given` in place of those of the same name, so that gRPC never sees two."""
+    return list({**dict(ours), **dict(given)}.items())

@@ -16,7 +16,7 @@ message.
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -64,7 +64,7 @@ class Server:
         *,
         public: bool = False,
         development: bool = False,
-        options: list[tuple[str, str | int]] | None = None,
+        options: Sequence[tuple[str, str | int]] = (),
     ) -> None:
         self.name = name
         self.address = address
@@ -72,7 +72,8 @@ class Server:
         self._public = public
         self._development = development
         self._tls = tls
-        self._server = grpc.aio.server(options=[*server_options(), *(options or [])])
+        # The first of two options of one name counts.
+        self._server = grpc.aio.server(options=[*(options or []), *server_options()])
         self._services: list[str] = []
         self._health = health.aio.HealthServicer()
 
