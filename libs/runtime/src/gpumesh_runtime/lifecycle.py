@@ -36,7 +36,7 @@ from gpumesh_runtime.health import Health
 from gpumesh_runtime.monitor import Monitor, add_process_metrics, watch_loop_lag
 
 EXIT_UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h
-_DRAIN_SPARE_S: Final = 5.0  # what main may take beyond drain_s before the process ends anyway
+_DRAIN_SPARE_S: Final = 2.0  # what main may take beyond drain_s before the process ends anyway
 # After the start the heap is frozen; what comes then is short-lived, and the default of 700 allocations costs 3-5 %
 # of the CPU.
 _GC_THRESHOLDS: Final = (20_000, 20, 50)

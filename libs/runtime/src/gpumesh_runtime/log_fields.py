@@ -25,7 +25,7 @@ _NUMBERS: Final = (
 # Words of ours: constants, states, reasons, addresses, paths of files and of RPCs.
 _WORDS: Final = (
     "action added address applied build cause certificate_end change client_version code database end error "
-    "field fields file folder loaded method methods migration missing mode near outcome path pool reason result "
+    "field fields file folder loaded method methods migration missing mode models near outcome path pool reason result "
     "services signal sql_state state stream user_agent_family"
 )
 
