@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import GoodbyeReason
+from gpumesh.scheduler.v1 import session_service_pb2  # noqa: F401 -- registers the service's descriptor, which holds its access option
 from gpumesh.scheduler.v1.capacity_service_pb2_grpc import add_CapacityServiceServicer_to_server
 from gpumesh.scheduler.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from gpumesh.scheduler.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
