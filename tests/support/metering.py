@@ -73,7 +73,7 @@ def paid(start: int, end: int, fence: int = FENCE, provider: str = "prov_1", nod
 def settle(
     sealed: bytes,
     *,
-    outcome: JobOutcome = COMPLETED,
+    outcome: JobOutcome.ValueType = COMPLETED,
     prompt: int = 100,
     completion: int = 50,
     segments: Sequence[PaidSegment] | None = None,

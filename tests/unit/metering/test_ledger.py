@@ -5,7 +5,16 @@ import uuid
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from gpumesh_metering.domain.accounts import BUYER_AVAILABLE, BUYER_LEASED, PROVIDER_PENDING, Account
 from gpumesh_metering.domain.invariants import SettledJob, violations
@@ -170,7 +179,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         target=pendings, debit=st.sampled_from(ACCOUNTS), credit=st.sampled_from(ACCOUNTS), amount=st.integers(1, 1000)
     )
-    def reserve(self, debit: Account, credit: Account, amount: int) -> object:
+    def reserve(self, debit: Account, credit: Account, amount: int) -> MultipleResults[Transfer] | Transfer:
         line = transfer(TransferKind.PENDING, debit, credit, amount)
         return line if self.apply(line) else multiple()
 
