@@ -47,6 +47,7 @@ class Bootstrap:
             "cert_file": str(self._home.tls / "operator.crt"),
             "key_file": str(self._home.tls / "operator.key"),
             "ca_file": str(self._home.tls / "ca.crt"),
+            "database_url": self._plan.database_url,  # for `gpumesh-metering check` and other looks from outside
         }
         self._home.write_json(self._home.operator_file, content)
 

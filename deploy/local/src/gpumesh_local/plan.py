@@ -65,7 +65,7 @@ class Plan:
         self.options = options
         self.home = home
         self._shipped = shipped
-        self._database_url = database_url
+        self.database_url = database_url
         self._metrics = iter(self._free_metrics_ports())
 
     # --- addresses --------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Plan:
     def _registry(self) -> Process:
         settings = {
             **self._tls("registry"),
-            "DATABASE_URL": self._database_url,
+            "DATABASE_URL": self.database_url,
             "INTERNAL_ADDRESS": self.address(REGISTRY_INTERNAL),
             "PUBLIC_ADDRESS": self.address(REGISTRY_PUBLIC),
             "CA_DIR": self.home.tls,
@@ -146,7 +146,7 @@ class Plan:
     def _metering(self) -> Process:
         settings = {
             **self._tls("metering"),
-            "DATABASE_URL": self._database_url,
+            "DATABASE_URL": self.database_url,
             "ADDRESS": self.address(METERING),
             "KEY_RING": self._key_ring,
         }
