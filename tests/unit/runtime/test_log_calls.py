@@ -1,4 +1,4 @@
-"""Every log call in the product: a constant event and field names from the list, checked in the source rather than hoped for at run time."""
+"""Every log call in the product has a constant event and field names from the list, checked in the source, not hoped for at run time."""
 
 import ast
 from collections.abc import Iterator

@@ -133,10 +133,8 @@ class FileCa:
     def sign_csr(self, csr_pem: bytes, uri: str, *, lifetime: timedelta = timedelta(hours=24)) -> Issued:
         """A client certificate for `uri` with the key of a signing request.
 
-        Only the request's key is used; the identity is the caller's decision and whatever names the request asks for
-        are ignored.
-        Raises InvalidArgument (CERTIFICATE_INVALID) when it is malformed, its signature is wrong, or its key is not
-        P-256.
+        Only the request's key is used; the identity is the caller's decision and whatever names the request asks for are ignored.
+        Raises InvalidArgument (CERTIFICATE_INVALID) when it is malformed, its signature is wrong, or its key is not P-256.
         """
         key = _csr_key(csr_pem)
         certificate = self._sign(key, uri, (), (), lifetime)

@@ -175,11 +175,9 @@ def read_migrations(source: str | Path) -> list[tuple[int, str, str]]:
 async def migrate(database: Database, schema: str, source: str | Path) -> int:
     """Brings `schema` up to date (and makes it); gives the number of migrations that ran.
 
-    source: a folder, or a package such as "gpumesh_registry.migrations". Each runs in a transaction of its own, all
-    under an advisory lock, so
-    that replicas may start together. Migrations that a newer version applied are left alone: version N runs beside
-    N+1 during an upgrade.
-    Raises MigrationError when one was edited after it ran.
+    source: a folder, or a package such as "gpumesh_registry.migrations". Each runs in a transaction of its own, all under an
+    advisory lock, so that replicas may start together. Migrations that a newer version applied are left alone: version N runs
+    beside N+1 during an upgrade. Raises MigrationError when one was edited after it ran.
     """
     wanted = read_migrations(source)
     if not _SCHEMA.fullmatch(schema):

@@ -10,11 +10,10 @@ from gpumesh_runtime.reasons import GRPC_CODE_NAME, Reason
 class MeshError(Exception):
     """Something that a caller should be told, with a reason from the closed list.
 
-    reason: why. message: one sentence for a person, without prompt text or secrets. metadata: details that clients
-    may act on, all strings.
-    retry_after_s: when to try again, seconds; None: unknown, or never. retryable: the request may be tried again
-    elsewhere without risk.
-    The constructor is the same for every subclass; `MeshError.of` picks the subclass that belongs to the reason.
+    reason: why. message: one sentence for a person, without prompt text or secrets. metadata: details that clients may act on,
+    all strings. retry_after_s: when to try again, seconds; None: unknown, or never. retryable: the request may be tried again
+    elsewhere without risk. The constructor is the same for every subclass; `MeshError.of` picks the subclass that belongs to the
+    reason.
     """
 
     code_name: ClassVar[str] = "INTERNAL"

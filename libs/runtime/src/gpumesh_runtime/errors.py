@@ -1,8 +1,7 @@
 """How errors travel: to and from gRPC statuses (RPCs) and Failure messages (items on links).
 
-Raise a MeshError anywhere; the rims call these. An exception that is not a MeshError leaves as a neutral sentence
-and a 12-hex hash,
-and the same hash is logged once with the traceback, so that a person who quotes it leads straight to the line.
+Raise a MeshError anywhere; the rims call these. An exception that is not a MeshError leaves as a neutral sentence and a 12-hex
+hash, and the same hash is logged once with the traceback, so that a person who quotes it leads straight to the line.
 asyncio.CancelledError is never converted: it is raised again.
 """
 
@@ -89,8 +88,7 @@ _REASON_BY_CODE: Final = {
     grpc.StatusCode.CANCELLED: Reason.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED: Reason.UNIMPLEMENTED,
 }
-# Exceptions of these kinds never quote request content in their text, so it may be logged. A ValueError or KeyError
-# may.
+# Exceptions of these kinds never quote request content in their text, so it may be logged. A ValueError or KeyError may.
 _QUOTABLE: Final = (MeshError, OSError, ImportError, AttributeError, TypeError, NameError, RuntimeError)
 _QUOTABLE_PACKAGES: Final = ("asyncpg", "grpc", "cryptography")
 

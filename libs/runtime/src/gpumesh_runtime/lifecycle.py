@@ -10,9 +10,8 @@
 
     run(main, settings, "router")
 
-Exit codes: 0 after a drain; 1 when a task died or the drain took too long; 69 when an address cannot be bound or a
-file not be used;
-78 for a wrong configuration; 128 + n on a second signal n.
+Exit codes: 0 after a drain; 1 when a task died or the drain took too long; 69 when an address cannot be bound or a file not be
+used; 78 for a wrong configuration; 128 + n on a second signal n.
 """
 
 import asyncio

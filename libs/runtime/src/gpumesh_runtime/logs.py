@@ -1,9 +1,8 @@
 """Structured logs. JSON lines in production, readable on a terminal; only field names from a list get out, so
 prompts cannot.
 
-A log call is `log.info("constant event text", job_id=..., reason=...)`. The event is a constant, never built from
-data. A field whose name is
-not in FIELDS is dropped and counted (`dropped_fields()`); a text that looks like an API key or token is redacted
+A log call is `log.info("constant event text", job_id=..., reason=...)`. The event is a constant, never built from data. A field
+whose name is not in FIELDS is dropped and counted (`dropped_fields()`); a text that looks like an API key or token is redacted
 wherever it stands.
 """
 
@@ -17,8 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-# structlog loads rich (5 MB) where it happens to be installed, for tracebacks that we do not print. It must look
-# absent.
+# structlog loads rich (5 MB) where it happens to be installed, for tracebacks that we do not print. It must look absent.
 _ABSENT: Final = {name: sys.modules.setdefault(name, None) for name in ("rich",)}  # type: ignore[arg-type]  # None means: not importable
 import structlog  # noqa: E402 -- see above
 

@@ -1,8 +1,7 @@
 """The closed list of reasons: why anything was refused, failed or retried. Reasons are never renamed and never reused.
 
-Pure: no I/O and no gRPC, so that domain code may use it. The HTTP status and OpenAI error type of each reason live
-in the edge's `problems`;
-the gRPC status is here, by name, because every service needs it.
+Pure: no I/O and no gRPC, so that domain code may use it. The HTTP status and OpenAI error type of each reason live in the edge's
+`problems`; the gRPC status is here, by name, because every service needs it.
 """
 
 from enum import StrEnum

@@ -52,9 +52,8 @@ async def unary(
     """Calls a unary RPC (a method of a generated stub) and gives its response. Raises MeshError; CancelledError
     cancels the RPC.
 
-    deadline_s: for everything together, seconds. attempts: more than 1 only for calls that may be repeated without
-    harm (all of ours that carry
-    a caller-made id); a further one follows a failure that is UNAVAILABLE, after full jitter.
+    deadline_s: for everything together, seconds. attempts: more than 1 only for calls that may be repeated without harm (all of
+    ours that carry a caller-made id); a further one follows a failure that is UNAVAILABLE, after full jitter.
     """
     end = time.monotonic() + deadline_s
     backoff = _FIRST_BACKOFF_S

@@ -7,11 +7,9 @@ graceful stop.
     ...
     await server.stop(grace_s=10)
 
-What stands around a method, outermost first: error mapping, authorisation, deadline (unary only). It is wrapped
-around the handler when the
-servicer is added, not an interceptor: an interceptor costs each RPC a coroutine, and a wrapped stream handler costs
-a long stream nothing per
-message.
+What stands around a method, outermost first: error mapping, authorisation, deadline (unary only). It is wrapped around the
+handler when the servicer is added, not an interceptor: an interceptor costs each RPC a coroutine, and a wrapped stream handler
+costs a long stream nothing per message.
 """
 
 import asyncio
