@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from gpumesh_local.errors import EXIT_FAILED, LocalError
 from gpumesh_local.home import Home, Lock
 from gpumesh_local.options import Options, parse
-from gpumesh_local.orphans import end_orphans
-from gpumesh_local.report import Pipe, Report, Terminal
+from gpumesh_local.orphans import end_orphans, is_ours
+from gpumesh_local.report import Json, Pipe, Report, Terminal
 from gpumesh_local.texts import how_to_use
 from gpumesh_local.up import up
 
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command, options = parse(given, os.environ)
         if options.status_fd >= 0:
             report = Pipe(options.status_fd)
+        elif options.json:
+            report = Json()
         if command == "down":
             sys.exit(down(options, report))
         sys.exit(_up_detached(given, options, report) if options.detach else _up(options, report))
@@ -53,7 +55,7 @@ def _already_running(home: Home, report: Report) -> int:
     report.note(f"gpumesh runs already (pid {home.read_pid('launcher')}, {home.path}); `make down` ends it")
     client = home.read_json(home.client_file)
     if client:
-        report.ready(how_to_use(client, home, detached=True))
+        report.ready(how_to_use(client, home, detached=True), client)
     return 0
 
 
@@ -91,7 +93,7 @@ def _up_detached(arguments: Sequence[str], options: Options, report: Report) -> 
     raise LocalError(f"the launcher ended without a word (exit code {child.returncode}), see {home.log('launcher')}")
 
 
-def _relay(message: dict[str, str], report: Report) -> int | None:
+def _relay(message: dict[str, Any], report: Report) -> int | None:
     """Prints a message of the detached launcher. An exit code when it is the last one."""
     what, text = message["what"], message["text"]
     if what == "step":
@@ -99,7 +101,7 @@ def _relay(message: dict[str, str], report: Report) -> int | None:
     elif what == "note":
         report.note(text)
     elif what == "ready":
-        report.ready(text)
+        report.ready(text, message["client"])
         return 0
     else:
         report.failed(text, EXIT_FAILED)
@@ -119,7 +121,8 @@ def down(options: Options, report: Report) -> int:
         report.note(f"stopping gpumesh (pid {pid}); requests that run may finish")
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _DOWN_S
-        while lock.held():
+        # The lock goes first, the process a moment later.
+        while lock.held() or is_ours(home, pid):
             if time.monotonic() >= deadline:
                 raise LocalError(f"gpumesh (pid {pid}) did not end within {_DOWN_S:g} s, see {home.logs}")
             time.sleep(_LOOK_S)

@@ -38,6 +38,7 @@ class Options:
     output_nano_usd: int = 0
     credit_nano_usd: int = 0
     metrics: bool = True
+    json: bool = False
     status_fd: int = -1
 
     def port(self, offset: int) -> int:
@@ -65,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--credit", default="10", help="USD that the local account starts with")
     up.add_argument("--no-metrics", dest="metrics", action="store_false", help="no Prometheus /metrics on loopback")
     up.add_argument("--status-fd", type=int, default=-1, help=argparse.SUPPRESS)
-    commands.add_parser("down", help="drain and end it")
+    down = commands.add_parser("down", help="drain and end it")
+    for command in (up, down):
+        command.add_argument("--json", action="store_true", help="for programs: client.json on stdout when it answers")
     return top
 
 
@@ -82,7 +85,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str
     given = parser().parse_args(arguments)
     port = _http_port(environment.get("GPUMESH_HTTP_PORT", ""))
     if given.command == "down":
-        return "down", Options(folder(environment), port, environment)
+        return "down", Options(folder(environment), port, environment, json=given.json)
     engine, _, url = given.engine.partition(":")
     if engine not in ("tiny", "mock", "openai") or (engine == "openai") != bool(url):
         raise LocalError(f"--engine {given.engine}: give tiny, mock or openai:http://host:port", EXIT_USAGE)
@@ -110,6 +113,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str
         output_nano_usd=prices[1],
         credit_nano_usd=prices[2],
         metrics=given.metrics,
+        json=given.json,
         status_fd=given.status_fd,
     )
 

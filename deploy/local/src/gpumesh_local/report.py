@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 _GREEN, _RED, _YELLOW, _BOLD, _PLAIN = "\033[32m", "\033[31m", "\033[33m", "\033[1m", "\033[0m"
@@ -19,8 +20,8 @@ class Report(Protocol):
     def note(self, text: str) -> None:
         """Something that a person should know."""
 
-    def ready(self, text: str) -> None:
-        """The mesh answers: how to use it."""
+    def ready(self, text: str, client: Mapping[str, str]) -> None:
+        """The mesh answers: how to use it, and client.json."""
 
     def failed(self, text: str, exit_code: int) -> None:
         """It cannot start or go on: why."""
@@ -53,13 +54,37 @@ class Terminal:
         """As it is."""
         self._print(f"{self._paint(_YELLOW, '!')} {text}")
 
-    def ready(self, text: str) -> None:
-        """As it is."""
+    def ready(self, text: str, client: Mapping[str, str]) -> None:
+        """The text as it is."""
         self._print(text)
 
     def failed(self, text: str, exit_code: int) -> None:
         """On stderr."""
         print(self._paint(_RED, _PREFIX + text), file=sys.stderr, flush=True)
+
+
+class Json:
+    """For programs (--json): progress as JSON lines on stderr, the result as one JSON object on stdout."""
+
+    @staticmethod
+    def _progress(what: str, text: str) -> None:
+        print(json.dumps({what: text}), file=sys.stderr, flush=True)
+
+    def step(self, text: str) -> None:
+        """On stderr."""
+        self._progress("step", text)
+
+    def note(self, text: str) -> None:
+        """On stderr."""
+        self._progress("note", text)
+
+    def ready(self, text: str, client: Mapping[str, str]) -> None:
+        """client.json on stdout."""
+        print(json.dumps(dict(client)), flush=True)
+
+    def failed(self, text: str, exit_code: int) -> None:
+        """On stderr, in the form that the gpumesh command gives errors."""
+        print(json.dumps({"error": {"message": text, "exit_code": exit_code}}), file=sys.stderr, flush=True)
 
 
 class Pipe:
@@ -87,10 +112,10 @@ class Pipe:
         self._terminal.note(text)
         self._send("note", text=text)
 
-    def ready(self, text: str) -> None:
+    def ready(self, text: str, client: Mapping[str, str]) -> None:
         """Sent; then nobody listens any more. Not logged: it holds the API key."""
         self._terminal.step("ready")
-        self._send("ready", text=text)
+        self._send("ready", text=text, client=dict(client))
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -141,7 +141,8 @@ class Mesh:
                 f"The mesh runs but did not answer within {_ANSWER_S:g} s ({problem}). Logs: {self.home.logs}"
             )
         self.home.write_json(self.home.client_file, bootstrap.client_file())
-        self.report.ready(how_to_use(bootstrap.client_file(), self.home, detached=self.options.status_fd >= 0))
+        client = bootstrap.client_file()
+        self.report.ready(how_to_use(client, self.home, detached=self.options.status_fd >= 0), client)
 
     async def _start_database(self, database: Postgres) -> None:
         for folder in database.opened_folders():
