@@ -394,3 +394,49 @@ async def test_garbage_on_a_live_link_ends_that_link_only(certificates: Certific
             await far.until(lambda: bool(far.ends))
         assert far.ends == [LinkEnd.PROTOCOL_ERROR]
         assert good.end is None
+
+
+async def test_stopping_ends_also_where_the_other_side_reads_nothing(certificates: Certificates) -> None:
+    released = asyncio.Event()
+
+    async def deaf(request_iterator: Any, context: Any) -> None:
+        await context.read()
+        await context.write(Batch(items=[Item(kind=ItemKind.ITEM_KIND_WELCOME)]))
+        await released.wait()
+
+    options = replace(SERVICE_LINK, close_s=0.1)
+    async with LinkHost(certificates.service("router"), connect=deaf) as host:
+        connection = connecting(host.address, certificates.service("edge"), Recorder(), options)
+        async with connection as client:
+            link = await client.up(10)
+            for _ in range(100):
+                link.send_new(PAYLOAD, id=JOB, body=bytes(100_000))
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 5.0
+        released.set()
+
+
+async def test_stopping_while_connecting_ends_at_once(certificates: Certificates) -> None:
+    async with Tunnel("127.0.0.1:1") as tunnel:
+        tunnel.black_hole()
+        connection = connecting(tunnel.address, certificates.service("edge"), Recorder())
+        async with connection:
+            await asyncio.sleep(0.05)
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 1.0
+
+
+async def test_an_exception_while_a_link_comes_up_leaves_nothing_running(certificates: Certificates) -> None:
+    class Broken(Recorder):
+        def on_up(self, link: Any, hello_or_welcome: bytes) -> None:
+            super().on_up(link, hello_or_welcome)
+            raise KeyError("bug")
+
+    far, near = Broken(), Recorder()
+    async with (
+        LinkHost(certificates.service("router"), receiver=far) as host,
+        connecting(host.address, certificates.service("edge"), near, FAST),
+    ):
+        await far.until(lambda: len(far.ends) >= 2)
+        assert set(far.ends) == {LinkEnd.LOST}
+    assert not host.links.links

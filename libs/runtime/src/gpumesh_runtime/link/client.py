@@ -39,7 +39,7 @@ def peer_of_method(method: str) -> Identity:
 class LinkClient:
     """Keeps one link up: connect, Hello and Welcome, heartbeats, reconnect with full jitter. Run run() in a TaskGroup.
 
-    link: the live link, None while down. last_error: why the last attempt or link failed, None after success.
+    last_error: why the last attempt or link failed, None after success.
     Each attempt makes a channel of its own, so that renewed certificates and new addresses are used.
     """
 
@@ -62,7 +62,6 @@ class LinkClient:
         """
         self.address = address
         self.method = method
-        self.link: Link | None = None
         self.last_error: MeshError | None = None
         self._credentials = credentials
         self._hello = hello
@@ -73,34 +72,46 @@ class LinkClient:
         self._channel_options = channel_options
         self._backoff = Backoff(options)
         self._up = asyncio.Event()
+        self._link: Link | None = None
         self._stopping = asyncio.Event()
         self._done = asyncio.Event()
-        self._running = False
+        self._attempt: asyncio.Task[None] | None = None
+
+    @property
+    def link(self) -> Link | None:
+        """The live link, None while down."""
+        link = self._link
+        return link if link is not None and link.end is None else None
 
     async def run(self) -> None:
         """Until stop() or cancellation. Cancelling cuts the link without Goodbye; stop() ends it in order."""
-        self._running = True
+        loop = asyncio.get_running_loop()
         try:
             while not self._stopping.is_set():
-                await self._one_link()
-                if self._stopping.is_set():
-                    break
-                await self._pause(self._backoff.next_wait(random.random()))  # noqa: S311 -- jitter, not a secret
+                self._attempt = loop.create_task(self._one_link(), name=f"link-{self._peer.name}")
+                try:
+                    await asyncio.wait([self._attempt])
+                finally:
+                    await stop_task(self._attempt)
+                if not self._stopping.is_set():
+                    await self._pause(self._backoff.next_wait(random.random()))  # noqa: S311 -- jitter, not a secret
         finally:
+            self._attempt = None
             self._done.set()
 
     async def up(self, timeout_s: float) -> Link:
         """The live link, waiting for it if need be. Raises Unavailable with what went wrong last."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self.link is None:
+                while (link := self.link) is None:
+                    self._up.clear()
                     await self._up.wait()
+                return link
         except TimeoutError:
             why = f" ({self.last_error.reason.value})" if self.last_error else ""
             raise Unavailable(
                 Reason.UNAVAILABLE, f"{self._peer.name} cannot be reached{why}.", retryable=True
             ) from self.last_error
-        return self.link
 
     async def stop(self, goodbye_reason: int = GoodbyeReason.GOODBYE_REASON_DRAIN) -> None:
         """Goodbye, close, and the end of run()."""
@@ -109,7 +120,9 @@ class LinkClient:
         if link is not None:
             link.goodbye(goodbye_reason)
             await link.close()
-        if self._running:
+        elif self._attempt is not None and self._link is None:
+            self._attempt.cancel()  # still connecting
+        if self._attempt is not None:
             await self._done.wait()
 
     def reconnect_within(self, seconds: float) -> None:
@@ -169,23 +182,23 @@ class LinkClient:
             )
             return
         loop = asyncio.get_running_loop()
-        link = Link(self._peer, self._receiver, self._options, call.write)
         began = loop.time()
+        link = self._link = Link(self._peer, self._receiver, self._options, call.write)
         self.last_error = None
-        self.link = link
-        self._up.set()
-        link.start(welcome.body)
-        if len(first.items) > 1:
-            link.deliver(Batch(items=first.items[1:]))
-        reader = loop.create_task(read_until_end(link, read), name="link-reader")
+        reader: asyncio.Task[None] | None = None
         try:
+            link.start(welcome.body)
+            self._up.set()
+            if len(first.items) > 1:
+                link.deliver(Batch(items=first.items[1:]))
+            reader = loop.create_task(read_until_end(link, read), name="link-reader")
             await link.ended
-            await self._farewell(call, link, reader)
+            await _farewell(call, link, reader)
         finally:
             link.lost()
-            self.link = None
-            self._up.clear()
-            await stop_task(reader)
+            self._link = None
+            if reader is not None:
+                await stop_task(reader)
         # A side that accepts and hangs up at once must not be hammered: only a link that lasted resets the back-off.
         if loop.time() - began >= self._options.reconnect_max_s:
             self._backoff.succeeded()
@@ -194,19 +207,18 @@ class LinkClient:
                 Reason.LINK_DOWN, f"The link to {self._peer.name} ended ({link.end}).", retryable=True
             )
 
-    async def _farewell(
-        self, call: "grpc.aio.StreamStreamCall[bytes, Batch]", link: Link, reader: "asyncio.Task[None]"
-    ) -> None:
-        """After our Goodbye: end our half of the stream and let the other side end its own; a reset could overtake the Goodbye."""
-        self.link = None
-        self._up.clear()
-        if link.end not in (LinkEnd.CLOSED_BY_US, LinkEnd.PROTOCOL_ERROR):
-            return
-        if link.end is LinkEnd.PROTOCOL_ERROR:
-            await link.last_words(_FAREWELL_S)
-        try:
-            async with asyncio.timeout(_FAREWELL_S):
-                await call.done_writing()
-                await asyncio.wait([reader])
-        except (TimeoutError, *BROKEN):
-            pass  # it does not answer: the reset in _one_link ends it
+
+async def _farewell(call: "grpc.aio.StreamStreamCall[bytes, Batch]", link: Link, reader: "asyncio.Task[None]") -> None:
+    """After our Goodbye: end our half of the stream and let the other side end its own; a reset could overtake the Goodbye."""
+    if link.end is LinkEnd.PROTOCOL_ERROR:
+        await link.last_words(_FAREWELL_S)
+    await link.joined()
+    # A message cut in mid-write has reset the call already.
+    if call.done() or link.end not in (LinkEnd.CLOSED_BY_US, LinkEnd.PROTOCOL_ERROR):
+        return
+    try:
+        async with asyncio.timeout(_FAREWELL_S):
+            await call.done_writing()
+            await asyncio.wait([reader])
+    except (TimeoutError, *BROKEN):
+        pass  # it does not answer: the reset in _one_link ends it

@@ -10,53 +10,38 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
 
-from gpumesh.common.v1.link_pb2 import Batch, Cancel, Failure, Goodbye, GoodbyeReason, Item, Window
+from gpumesh.common.v1.link_pb2 import Batch, Failure, Goodbye, GoodbyeReason, Item, Window
 from gpumesh_runtime.errors import (
-    MeshError,
-    PayloadTooLarge,
-    Reason,
-    ResourceExhausted,
     as_mesh_error,
     from_failure,
-    to_failure,
 )
 from gpumesh_runtime.identity import Identity
-from gpumesh_runtime.link.calls import Calls, OnAnswer
 from gpumesh_runtime.link.cancelled import CancelMemory
 from gpumesh_runtime.link.items import (
-    ALWAYS_URGENT,
     ASKS,
-    CALL,
     CANCEL,
     ERROR,
-    FIRST_OR_LAST,
-    FLAG_LAST,
     GOODBYE,
     HEARTBEAT,
     HELLO,
-    PREFIXES,
     REPLY,
     WELCOME,
     WINDOW,
-    frame,
-    new_id,
-    prefix,
 )
-from gpumesh_runtime.link.liveness import Life, Liveness
+from gpumesh_runtime.link.liveness import Liveness
 from gpumesh_runtime.link.options import LinkOptions
+from gpumesh_runtime.link.pulse import Pulse
 from gpumesh_runtime.link.receiver import LinkDown, LinkEnd, LinkProtocolError, Receiver
-from gpumesh_runtime.link.send_queue import SendQueue
-from gpumesh_runtime.link.stats import LinkStats
-from gpumesh_runtime.link.writer import Writer
+from gpumesh_runtime.link.sending import Sending
 
-_EMPTY = b""
+# After a failed write: how long the reader may take to find out how the link ended.
+_READER_MAY_TELL_S = 1.0
 
 
-class Link:
+class Link(Sending):
     """One end of a live link.
 
     peer: who is at the other end. draining: it said Goodbye. suspect: it has been silent for 15 s. stats: what went by.
-    heartbeat_body: when set, heartbeats go at their interval whatever else is sent, with this body (node sessions: Status).
     Not thread-safe: one event loop.
     """
 
@@ -67,165 +52,30 @@ class Link:
         options: LinkOptions,
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
+        loop = asyncio.get_running_loop()
+        self._liveness = Liveness(options, loop.time(), random.random())  # noqa: S311 -- jitter, not a secret
+        super().__init__(options, self._liveness, write)
         self.peer = peer
-        self.options = options
-        self.stats = LinkStats()
         self.draining = False
         self.suspect = False
-        self.heartbeat_body: Callable[[], bytes] | None = None
         self.goodbye_received: Goodbye | None = None
         self._receiver = receiver
-        self._loop = loop = asyncio.get_running_loop()
-        self._queue = SendQueue(options)
-        self._calls = Calls(self._call_expired)
         self._cancelled = CancelMemory(options.cancel_memory_s)
-        self._overflowed = CancelMemory(options.cancel_memory_s)
-        self._refuses = False  # whether _overflowed was ever used: one test per item in place of a look-up
-        self._max_item_bytes = options.max_item_bytes
         self._flows: dict[bytes, Callable[[Window], None]] = {}
-        self._liveness = Liveness(options, loop.time(), random.random())  # noqa: S311 -- jitter, not a secret
-        self._tick_timer: asyncio.TimerHandle | None = None
-        self._writer = Writer(self._queue, self._liveness, self.stats, write)
-        self._said_goodbye = False
+        self._pulse = Pulse(
+            self._liveness,
+            self._writer,
+            options.lost_s,
+            beat=self._beat,
+            on_suspect=self._fell_silent,
+            on_lost=lambda: self.finish(LinkEnd.LOST),
+        )
         self._announced = False
-        self._end: LinkEnd | None = None
         self.ended: asyncio.Future[LinkEnd] = loop.create_future()
-
-    # --- sending --------------------------------------------------------------------------------------------------------
-
-    @property
-    def end(self) -> LinkEnd | None:
-        """How it ended; None while it lives."""
-        return self._end
-
-    def send(self, item: Item) -> None:
-        """Queues an item; the number of its kind says its class. Never awaits.
-
-        Raises LinkDown when the link has ended and PayloadTooLarge for an item over max_item_bytes. A full queue raises nothing: it
-        ends the item's id (both sides hear SEND_QUEUE_FULL), not the link.
-        """
-        self._enqueue(item.kind, item.id, item.fence, item.flags, item.SerializeToString())
-
-    def send_new(
-        self,
-        kind: int,
-        *,
-        id: bytes = _EMPTY,  # noqa: A002 -- the field's name
-        body: bytes = _EMPTY,
-        fence: int = 0,
-        seq: int = 0,
-        tokens: int = 0,
-        flags: int = 0,
-    ) -> None:
-        """Makes an item and queues it, as send() does."""
-        item = Item(kind=kind, id=id, fence=fence, seq=seq, tokens=tokens, flags=flags, body=body)  # type: ignore[arg-type]  # any int is a valid open enum value
-        self._enqueue(kind, id, fence, flags, item.SerializeToString())
-
-    def _enqueue(self, kind: int, id_: bytes, fence: int, flags: int, encoded: bytes) -> None:
-        if self._end is not None:
-            raise LinkDown
-        size = len(encoded)
-        if size > self._max_item_bytes:
-            raise PayloadTooLarge(Reason.PAYLOAD_TOO_LARGE, metadata={"limit": str(self._max_item_bytes)})
-        framed = (PREFIXES[size] if size < 4096 else prefix(size)) + encoded
-        if kind >= 64:
-            level = self._queue.push_background(framed, self._loop.time())
-        elif kind >= 32:
-            if self._refuses and kind != ERROR and self._overflowed.covers(id_, fence, self._loop.time()):
-                return  # it ended by overflow: the rest of it would arrive with a hole
-            urgent = flags & FIRST_OR_LAST != 0 or kind in ALWAYS_URGENT
-            level = self._queue.push_data(id_, framed, urgent, flags & FLAG_LAST != 0)
-        else:
-            level = self._queue.push_control(framed)
-        if level >= self._writer.wake_level:
-            self._writer.wake()
-        elif level < 0:
-            self._overflow(kind, id_, fence)
-
-    def call(self, body: bytes, timeout_s: float, id: bytes | None = None) -> "asyncio.Future[bytes]":  # noqa: A002 -- the field's name
-        """Asks the other side; the future gives the body of its Reply.
-
-        It raises what the other side failed with (a MeshError), DeadlineExceeded after timeout_s (the other side gets a Cancel), or
-        LinkDown. Cancelling the future only forgets the answer; cancel(id) stops the work.
-        """
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        self._call(body, timeout_s, id or new_id(), future, None)
-        return future
-
-    def ask(self, body: bytes, timeout_s: float, on_answer: OnAnswer, id: bytes | None = None) -> None:  # noqa: A002 -- the field's name
-        """As call(), with a callback (body, None) or (None, error) in place of a future: saves a turn of the loop and 2 us."""
-        self._call(body, timeout_s, id or new_id(), None, on_answer)
-
-    def _call(
-        self,
-        body: bytes,
-        timeout_s: float,
-        id_: bytes,
-        future: "asyncio.Future[bytes] | None",
-        on_answer: OnAnswer | None,
-    ) -> None:
-        self._calls.add(id_, timeout_s, future, on_answer)
-        try:
-            self.send_new(CALL, id=id_, body=body)
-        except MeshError as error:
-            self._calls.fail(id_, error)
-
-    def reply(self, id: bytes, body: bytes) -> None:  # noqa: A002 -- the field's name
-        """Answers Call `id`. Does nothing on a link that has ended: nobody waits there."""
-        if self._end is None:
-            self.send_new(REPLY, id=id, body=body)
-
-    def fail(self, id: bytes, error: BaseException, *, seq: int = 0, fence: int = 0, flags: int = FLAG_LAST) -> None:  # noqa: A002 -- the field's name
-        """Ends Call or job `id` with an error; seq is the number of frames sent before. Does nothing on a link that has ended."""
-        if self._end is None:
-            body = to_failure(error).SerializeToString()
-            self.send_new(ERROR, id=id, body=body, seq=seq, fence=fence, flags=flags)
-
-    def cancel(self, id: bytes, reason: str, fence: int = 0, delivered_tokens: int = 0) -> None:  # noqa: A002 -- the field's name
-        """Stops job or call `id` at the other side: overtakes data, and what is queued for it here is dropped.
-
-        fence 0 stops all of it, one with try 0 the attempt, else that try. Does nothing on a link that has ended.
-        """
-        if self._end is not None:
-            return
-        self.stats.cancelled_items += self._queue.drop(id)
-        body = Cancel(reason=reason, delivered_tokens=delivered_tokens).SerializeToString()
-        self.send_new(CANCEL, id=id, fence=fence, body=body)
 
     def is_cancelled(self, id: bytes, fence: int = 0) -> bool:  # noqa: A002 -- the field's name
         """Whether the other side cancelled it within the last 60 s."""
         return self._cancelled.covers(id, fence, self._loop.time())
-
-    def goodbye(self, reason: int = GoodbyeReason.GOODBYE_REASON_DRAIN, drain_ms: int = 0) -> None:
-        """Tells the other side to give no new ids; what runs goes on, at most drain_ms. Once; close() ends the link."""
-        if self._end is None and not self._said_goodbye:
-            self._said_goodbye = True
-            body = Goodbye(reason=reason, drain_ms=drain_ms).SerializeToString()  # type: ignore[arg-type]  # any int is a valid open enum value
-            self.send_new(GOODBYE, body=body)
-
-    def queued_bytes(self, id: bytes) -> int:  # noqa: A002 -- the field's name
-        """Data of id that has not left."""
-        return self._queue.bytes_of(id)
-
-    @property
-    def queued_total_bytes(self) -> int:
-        """Of all classes."""
-        return self._queue.queued_bytes
-
-    async def drained(self) -> None:
-        """Waits until all that is queued has been written. Raises LinkDown when the link ends first."""
-        await self._writer.drained()
-
-    async def close(self) -> None:
-        """Ends the link in order: Goodbye unless it was said, then what is queued (close_s at most), then the stream."""
-        if self._end is None:
-            self.goodbye()
-            try:
-                async with asyncio.timeout(self.options.close_s):
-                    await self._writer.drained()
-            except (TimeoutError, LinkDown):
-                pass  # the other side does not read, or went first: close without the rest
-            self.finish(LinkEnd.CLOSED_BY_US)
 
     def open_flow(self, id: bytes, on_window: Callable[[Window], None]) -> None:  # noqa: A002 -- the field's name
         """WINDOW items of `id` go to on_window instead of the receiver, until close_flow(id)."""
@@ -234,35 +84,6 @@ class Link:
     def close_flow(self, id: bytes) -> None:  # noqa: A002 -- the field's name
         """Ends open_flow."""
         self._flows.pop(id, None)
-
-    # --- overflow -------------------------------------------------------------------------------------------------------
-
-    def _overflow(self, kind: int, id_: bytes, fence: int) -> None:
-        self.stats.overflows += 1
-        if kind < 32:
-            # Control is bounded by what runs; only a peer that reads nothing lets it pile up.
-            self.finish(LinkEnd.LOST)
-            return
-        if kind < 64:
-            self._overflowed.add(id_, fence, self._loop.time())
-            self._refuses = True
-            self._queue.drop(id_)
-            error = ResourceExhausted(Reason.SEND_QUEUE_FULL, "Data piled up faster than it could be sent.")
-            if kind == CALL:
-                self._calls.fail(id_, error)
-            elif kind in ASKS:
-                self.cancel(id_, error.reason.value, fence)
-            else:
-                body = to_failure(error).SerializeToString()
-                end = Item(kind=ERROR, id=id_, fence=fence, flags=FLAG_LAST, body=body)  # type: ignore[arg-type]  # any int is a valid open enum value
-                if self._queue.push_end(id_, frame(end.SerializeToString())) < 0:
-                    self.finish(LinkEnd.LOST)
-                    return
-                self._writer.wake()
-        on_overflow = getattr(self._receiver, "on_overflow", None)
-        if on_overflow is not None:
-            # In a turn of its own: send() is called from the middle of somebody's state machine.
-            self._loop.call_soon(on_overflow, self, id_)
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -349,25 +170,25 @@ class Link:
     def start(self, handshake_body: bytes) -> None:
         """The handshake is done: from here on items flow. Called once by client.py and server.py."""
         self._writer.start()
-        self._on_tick()
+        self._pulse.start()
         self._announced = True
         self._receiver.on_up(self, handshake_body)
 
-    def _on_tick(self) -> None:
-        if self._end is not None:
-            return
-        now = self._loop.time()
-        life, beat = self._liveness.tick(now)
-        if life is Life.LOST or self._writer.stalled_s(now) >= self.options.lost_s:
-            self.finish(LinkEnd.LOST)
-            return
-        if life is Life.SUSPECT and not self.suspect:
+    def _beat(self, body: bytes) -> None:
+        self.send_new(HEARTBEAT, body=body)
+
+    def _fell_silent(self) -> None:
+        if not self.suspect:
             self._set_suspect(True)
-        if beat:
-            self._liveness.sent_at = now
-            self.send_new(HEARTBEAT, body=self.heartbeat_body() if self.heartbeat_body else _EMPTY)
-        self._writer.counts_as_beat = self.heartbeat_body is None
-        self._tick_timer = self._loop.call_later(self._liveness.next_tick(now), self._on_tick)
+
+    @property
+    def heartbeat_body(self) -> Callable[[], bytes] | None:
+        """When set, heartbeats go at their interval whatever else is sent, with this body (node sessions: Status)."""
+        return self._pulse.body
+
+    @heartbeat_body.setter
+    def heartbeat_body(self, body: Callable[[], bytes] | None) -> None:
+        self._pulse.body = body
 
     def _set_suspect(self, suspect: bool) -> None:
         self.suspect = suspect
@@ -375,8 +196,15 @@ class Link:
         if on_suspect is not None:
             on_suspect(self, suspect)
 
-    def _call_expired(self, id_: bytes) -> None:
-        self.cancel(id_, Reason.DEADLINE_EXCEEDED.value)
+    def _tell_overflow(self, id_: bytes) -> None:
+        on_overflow = getattr(self._receiver, "on_overflow", None)
+        if on_overflow is not None:
+            # In a turn of its own: send() is called from the middle of somebody's state machine.
+            self._loop.call_soon(on_overflow, self, id_)
+
+    def _write_broke(self) -> None:
+        # The reader says how the link ended: a Goodbye may still be waiting to be read. If it does not, we do.
+        self._loop.call_later(_READER_MAY_TELL_S, self.lost)
 
     def lost(self) -> None:
         """The stream ended or broke: Goodbye if the other side said it, else LOST (or ours, if we had said it)."""
@@ -390,8 +218,7 @@ class Link:
         if self._end is not None:
             return
         self._end = end
-        if self._tick_timer is not None:
-            self._tick_timer.cancel()
+        self._pulse.stop()
         self._calls.fail_all(LinkDown)
         self._flows.clear()
         self._writer.stop()
@@ -399,3 +226,20 @@ class Link:
             self.ended.set_result(end)
         if self._announced:
             self._receiver.on_down(self, end)
+
+    # --- closing ---
+
+    async def drained(self) -> None:
+        """Waits until all that is queued has been written. Raises LinkDown when the link ends first."""
+        await self._writer.drained()
+
+    async def close(self) -> None:
+        """Ends the link in order: Goodbye unless it was said, then what is queued (close_s at most), then the stream."""
+        if self._end is None:
+            self.goodbye()
+            try:
+                async with asyncio.timeout(self.options.close_s):
+                    await self._writer.drained()
+            except (TimeoutError, LinkDown):
+                pass  # the other side does not read, or went first: close without the rest
+            self.finish(LinkEnd.CLOSED_BY_US)

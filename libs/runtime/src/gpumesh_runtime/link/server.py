@@ -63,18 +63,20 @@ async def serve_link(
 
     await write(single(WELCOME, answer))
     link = Link(peer, receiver, options, write)
-    link.start(hello.body)
-    for extra in first.items[1:]:
-        link.deliver(Batch(items=[extra]))
-    reader = asyncio.get_running_loop().create_task(read_until_end(link, read), name="link-reader")
+    reader: asyncio.Task[None] | None = None
     try:
+        link.start(hello.body)
+        if len(first.items) > 1:
+            link.deliver(Batch(items=first.items[1:]))
+        reader = asyncio.get_running_loop().create_task(read_until_end(link, read), name="link-reader")
         await link.ended
         if link.end is LinkEnd.PROTOCOL_ERROR:
             await link.last_words(_LAST_WORDS_S)
     finally:
         # Also on cancellation, which is how grpc.aio tells that the client is gone or the server stops.
         link.lost()
-        await stop_task(reader)
+        if reader is not None:
+            await stop_task(reader)
 
 
 class LinkServer:

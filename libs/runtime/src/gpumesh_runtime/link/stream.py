@@ -29,7 +29,8 @@ async def read_until_end(link: Link, read: Read) -> None:
         link.protocol_error()
     except BROKEN:
         pass  # its end without Goodbye is what matters; lost() says so
-    link.lost()
+    finally:
+        link.lost()
 
 
 def single(kind: int, body: bytes) -> bytes:

@@ -19,14 +19,21 @@ class Writer:
     """Turns a SendQueue into messages. wake_level is the level of push from which wake() must be called."""
 
     def __init__(
-        self, queue: SendQueue, liveness: Liveness, stats: LinkStats, write: Callable[[bytes], Awaitable[None]]
+        self,
+        queue: SendQueue,
+        liveness: Liveness,
+        stats: LinkStats,
+        write: Callable[[bytes], Awaitable[None]],
+        on_broken: Callable[[], None],
     ) -> None:
+        """on_broken is called once when the task ends by itself: nothing can be written any more."""
         self.wake_level = _AWAKE
         self.counts_as_beat = True  # any message is proof of life, unless heartbeats carry a body of their own
         self._queue = queue
         self._liveness = liveness
         self._stats = stats
         self._write = write
+        self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -120,8 +127,11 @@ class Writer:
                 if self.counts_as_beat:
                     liveness.sent_at = now
         except (grpc.RpcError, asyncio.InvalidStateError, OSError, grpc.aio.BaseError):
-            # The stream is broken. The reader says how the link ended: a Goodbye may still be waiting to be read.
-            self._write_began = None
+            pass  # the stream is broken; on_broken says so
+        finally:
+            if not self._stopped:
+                self._write_began = None
+                self._on_broken()
 
     def _pause(self, level: int, seconds: float = NEVER) -> "asyncio.Future[None]":
         """A future that ends with a push of `level` or more, or after `seconds`."""
