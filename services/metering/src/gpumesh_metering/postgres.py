@@ -96,7 +96,7 @@ class PostgresLedgerStore:
         """As LedgerStore."""
         try:
             async with self._database.transaction() as connection:
-                await _append(connection, transfers)
+                await append(connection, transfers)
         except (asyncpg.PostgresError, ValueError) as err:
             raise translate(err) from err
 
@@ -124,7 +124,7 @@ class PostgresLedgerStore:
                             "This credit id was used before, with another account, amount or memo.",
                         )
                 else:
-                    await _append(connection, [transfer])
+                    await append(connection, [transfer])
                 row = await connection.fetchrow(_BALANCES, [account_id])
         except (asyncpg.PostgresError, ValueError) as err:
             raise translate(err) from err
@@ -177,7 +177,7 @@ def _usage_row(row: tuple[Any, ...], segments: Sequence[UsageSegment]) -> UsageR
     return UsageRow._make((*row[:10], Price(*row[10:14]), *row[14:17], segments))
 
 
-async def _append(connection: Connection, transfers: Sequence[Transfer]) -> None:
+async def append(connection: Connection, transfers: Sequence[Transfer]) -> None:
     """Appends transfers and moves their balances, inside a transaction. Raises StoreRefusedError."""
     new = await _insert(connection, transfers)
     if not new:

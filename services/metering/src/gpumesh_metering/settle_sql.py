@@ -5,8 +5,10 @@ lock the balances that they touch, by name; share out what each buyer has over h
 segments, node counts and transfers; add up the transfers per account and move each balance once. Jobs that were settled
 before fall out at the first step and are told by the answer: only jobs of this batch's own inserts reach the money.
 
-Inserting balances apart from updating them is not taste: PostgreSQL tests CHECK constraints on the row proposed to
-INSERT ... ON CONFLICT DO UPDATE, and a debit alone is a negative balance.
+Two things are not taste. Balances are inserted apart from updating them, because PostgreSQL tests CHECK constraints on the row
+proposed to INSERT ... ON CONFLICT DO UPDATE, and a debit alone is a negative balance. And they are updated from what `locked` read,
+not from the row itself: an UPDATE tests its CHECK constraints once with the row of its snapshot before it notices that a credit was
+committed meanwhile and looks again.
 """
 
 from typing import Final
@@ -92,11 +94,11 @@ WITH job AS MATERIALIZED (
     UNION SELECT 'platform:fees', 'platform' FROM charged
     UNION SELECT 'platform:insurance', 'platform' FROM charged
 ), locked AS (
-    SELECT account, owner_id, posted_nano_usd - reserved_nano_usd AS available FROM metering.balances
+    SELECT account, owner_id, posted_nano_usd AS posted, reserved_nano_usd AS reserved, version FROM metering.balances
     WHERE (account, owner_id) IN (SELECT account, owner_id FROM touched)
     ORDER BY account, owner_id FOR UPDATE
 ), taken AS (
-    SELECT charged.*, greatest(0, least(charge_nano_usd, coalesce(available, 0) + charge_nano_usd - sum(charge_nano_usd)
+    SELECT charged.*, greatest(0, least(charge_nano_usd, coalesce(posted - reserved, 0) + charge_nano_usd - sum(charge_nano_usd)
         OVER (PARTITION BY account_id ORDER BY place)))::bigint AS amount
     FROM charged LEFT JOIN locked ON locked.account = 'buyer:available' AND locked.owner_id = charged.account_id
 ), line AS (
@@ -119,8 +121,8 @@ WITH job AS MATERIALIZED (
         UNION ALL SELECT credit_account, credit_owner, amount_nano_usd FROM written) AS side(account, owner_id, amount)
     GROUP BY account, owner_id
 ), moved AS (
-    UPDATE metering.balances AS b SET posted_nano_usd = b.posted_nano_usd + delta.amount, version = b.version + 1
-    FROM delta WHERE b.account = delta.account AND b.owner_id = delta.owner_id
+    UPDATE metering.balances AS b SET posted_nano_usd = posted + amount, reserved_nano_usd = reserved, version = locked.version + 1
+    FROM delta JOIN locked USING (account, owner_id) WHERE b.account = delta.account AND b.owner_id = delta.owner_id
     RETURNING b.account, b.owner_id, b.posted_nano_usd - b.reserved_nano_usd AS available, b.version
 ), opened AS (
     INSERT INTO metering.balances AS b (account, owner_id, posted_nano_usd)

@@ -27,6 +27,8 @@ FLUSH_S: Final = 0.010  # how long the first item of a batch waits for company; 
 FLUSH_ITEMS: Final = 200  # beyond this a bigger batch gains nothing (mechanisms.md 6: 13,700/s in batches of 100)
 MAX_QUEUED: Final = 50_000  # about 40 MB; a minute of 800 jobs/s while the database is away
 _BACKOFF_S: Final = (0.1, 2.0)
+# A single item is judged twice: what a constraint says once may have to do with another transaction, twice it is the item.
+_REFUSALS: Final = 2
 # Settled.reason of a receipt that waits for its record (settlement_service.proto).
 PARKED: Final = "PARKED"
 REFUSED_BY_DATABASE: Final = "refused by the database"
@@ -148,6 +150,7 @@ class GroupCommitWriter:
         """Commits and answers items, however long the database is away; halves them when it refuses them."""
         started = self._clock.monotonic()
         backoff, longest = _BACKOFF_S
+        refusals = 0
         while True:
             try:
                 await self._attempt(items)
@@ -167,9 +170,11 @@ class GroupCommitWriter:
                     middle = len(items) // 2
                     await self._write(items[:middle])
                     await self._write(items[middle:])
-                else:
+                    return
+                refusals += 1
+                if refusals == _REFUSALS:
                     await self._suspend(items[0], err)
-                return
+                    return
         _BATCHES.value += 1
         _WRITE_S.observe(self._clock.monotonic() - started)
 
