@@ -15,6 +15,13 @@ __all__ = ["http", "mock_mesh", "tiny_mesh"]  # fixtures, found here by pytest
 _LEAK_GRACE_S = 1.0
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A loop that stands in the main thread for the whole run: looptime asks for one around sync tests too and would leave it unclosed."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    config.add_cleanup(loop.close)
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

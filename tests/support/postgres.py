@@ -13,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -135,7 +138,7 @@ class PostgresServer:
             if self._process is None or self._process.poll() is not None:
                 break
             try:
-                asyncio.run(_answers(self.dsn("postgres")))
+                _run(_answers(self.dsn("postgres")))
             except (OSError, asyncpg.PostgresError):
                 time.sleep(0.02)
                 continue
@@ -154,7 +157,7 @@ class PostgresServer:
 
     def psql(self, sql: str) -> None:
         """Runs SQL in the database `postgres`, outside any transaction."""
-        asyncio.run(_execute(self.dsn("postgres"), sql))
+        _run(_execute(self.dsn("postgres"), sql))
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops the server. SIGINT: fast shutdown. SIGKILL or SIGQUIT: as a crash."""
@@ -172,6 +175,12 @@ class PostgresServer:
         """A name for a database that does not exist yet."""
         self._databases += 1
         return f"test_{os.getpid()}_{self._databases}"
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs it in a thread: asyncio.run in the main thread would take away the loop that pytest-asyncio keeps there."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
 
 
 async def _answers(dsn: str) -> None:
