@@ -129,6 +129,17 @@ def test_background_waits_50_ms_at_most() -> None:
     assert kinds(queue.take(10.05)) == [66, 67]
 
 
+def test_full_messages_of_data_do_not_starve_background() -> None:
+    queue = SendQueue(NODE_LINK)
+    for n in range(1000):
+        data(queue, A, n, size=1000)
+    for _ in range(100):
+        queue.push_background(encoded(66, size=1000), 10.0)
+    assert 66 not in kinds(queue.take(10.04)), "it has time yet"
+    taken = [kinds(queue.take(10.05)).count(66) for _ in range(8)]
+    assert taken == [16, 16, 16, 16, 16, 16, 4, 0]
+
+
 def test_messages_stay_within_bytes_and_items() -> None:
     queue = SendQueue(NODE_LINK)
     for n in range(40):

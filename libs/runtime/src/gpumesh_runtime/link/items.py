@@ -37,8 +37,10 @@ DONE: Final = int(ItemKind.ITEM_KIND_DONE)
 
 # Items that begin or end something by their nature, flagged or not: pacing never holds them.
 ALWAYS_URGENT: Final = frozenset((CALL, REPLY, ERROR, SUBMIT, OFFER, DONE))
-# Items that ask this side for work: one that a Cancel overtook is dropped by the link itself.
+# Items that ask this side for work: one that a Cancel overtook is dropped by the link itself. None is numbered above PAYLOAD, which the
+# reader's shortest path relies on.
 ASKS: Final = frozenset((CALL, SUBMIT, OFFER, PAYLOAD))
+assert max(ASKS) == PAYLOAD
 
 _FIRST_DATA_KIND: Final = 32
 _FIRST_BACKGROUND_KIND: Final = 64

@@ -24,6 +24,7 @@ from gpumesh_runtime.link.items import (
     GOODBYE,
     HEARTBEAT,
     HELLO,
+    PAYLOAD,
     REPLY,
     WELCOME,
     WINDOW,
@@ -108,7 +109,9 @@ class Link(Sending):
         for item in items:
             kind: int = item.kind
             try:
-                if kind < 32:
+                if kind > PAYLOAD:  # frames, ends, background: most of what comes
+                    on_item(self, item)
+                elif kind < 32:
                     self._on_control(kind, item, now)
                 elif kind == REPLY:
                     if not answer(item.id, item.body):

@@ -175,7 +175,8 @@ class SendQueue:
         data_goes = bool(data) and (
             self._data_due() <= now or (bool(control) and self.data_bytes <= options.ride_bytes)
         )
-        if not (control or data_goes or (background and self._background_since + options.background_s <= now)):
+        overdue = self._background_since + options.background_s <= now
+        if not (control or data_goes or overdue):
             return None
         parts: list[bytes] = []
         room = options.max_message_bytes
@@ -183,9 +184,12 @@ class SendQueue:
             room = self._take_control(parts, room)
         # Much data behind a control item goes in a message of its own: the other side reads control the sooner.
         if data_goes and not control and (not parts or self.data_bytes <= options.ride_bytes):
-            room = self._take_data(parts, room, now)
+            # A quarter of the message is for background that has waited its time: full messages must not starve it.
+            kept = min(self.background_bytes, options.max_message_bytes // 4) if overdue else 0
+            items = min(len(background), options.max_items // 4) if overdue else 0
+            room = self._take_data(parts, room - kept, options.max_items - len(parts) - items, now) + kept
         if background and not control:
-            self._take_background(parts, room, now)
+            self._take_background(parts, room)
         self.taken_items = len(parts)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -200,9 +204,8 @@ class SendQueue:
             self.control_bytes -= size
         return room
 
-    def _take_data(self, parts: list[bytes], room: int, now: float) -> int:
+    def _take_data(self, parts: list[bytes], room: int, most: int, now: float) -> int:
         data = self._data
-        most = self._options.max_items - len(parts)
         count = len(data)
         if self.data_bytes <= room and count <= most:  # all of it, the usual case
             parts.extend([entry[1] for entry in data])
@@ -230,7 +233,7 @@ class SendQueue:
             self._data_sent_at = now
         return room
 
-    def _take_background(self, parts: list[bytes], room: int, now: float) -> None:
+    def _take_background(self, parts: list[bytes], room: int) -> None:
         background = self._background
         most = self._options.max_items
         while background and len(parts) < most and (len(background[0]) <= room or not parts):
@@ -239,5 +242,6 @@ class SendQueue:
             size = len(framed)
             room -= size
             self.background_bytes -= size
-        # What did not fit has waited long enough: it goes with the very next message, or after a further wait at most.
-        self._background_since = now if background else NEVER
+        # What did not fit keeps the time of the oldest: early is harmless.
+        if not background:
+            self._background_since = NEVER
