@@ -27,6 +27,7 @@ import asyncpg
 
 from benchmarks.tools import report
 from benchmarks.tools.cpu import cpu_seconds, family, rss_mb
+from benchmarks.tools.engine import MODEL
 
 SERVICES: Final = ("edge-http", "router", "scheduler", "metering", "registry")
 STREAM_TOKENS: Final = 100
@@ -120,7 +121,19 @@ def _mesh(engine_port: int) -> Iterator[tuple[Target, str]]:
     launcher = str(_BIN / "gpumesh-local")
     try:
         subprocess.run(
-            [launcher, "up", "--detach", "--engine", f"openai:http://127.0.0.1:{engine_port}"], env=env, check=True
+            [
+                launcher,
+                "up",
+                "--detach",
+                "--engine",
+                f"openai:http://127.0.0.1:{engine_port}",
+                "--model",
+                MODEL,
+                "--slots",
+                "256",
+            ],
+            env=env,
+            check=True,
         )
         client = json.loads((home / "client.json").read_text())
         operator = json.loads((home / "operator.json").read_text())
@@ -261,7 +274,7 @@ def _figures(
             out[names[scenario.name]] = statistics.median(a / b for a, b in zip(rates, base, strict=True))
             out[f"{scenario.name}_per_cpu_s"] = statistics.median(rates)
             out[f"{scenario.name}_aiohttp_per_cpu_s"] = statistics.median(base)
-            for name in (*SERVICES, "node-0", "postgres"):
+            for name in (*SERVICES, "node", "postgres"):
                 us = [f["cpu"].get(name, 0.0) / _work(f, scenario) * 1e6 for f in ours]
                 out[f"{scenario.name}_{name.replace('-', '_')}_us"] = statistics.median(us)
         elif scenario.name == "unary1":
@@ -275,7 +288,7 @@ def _figures(
 
 
 def _memory(rest: dict[str, float]) -> dict[str, float]:
-    out = {f"rss_{name.replace('-', '_')}_mb": mb for name, mb in rest.items() if name in (*SERVICES, "node-0")}
+    out = {f"rss_{name.replace('-', '_')}_mb": mb for name, mb in rest.items() if name in (*SERVICES, "node")}
     return {**out, "rss_max_mb": max(mb for name, mb in rest.items() if name in SERVICES)}
 
 

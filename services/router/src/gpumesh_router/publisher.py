@@ -1,5 +1,7 @@
 """The catalogue and price list, pushed whole to every caller when either changes."""
 
+from collections.abc import Callable
+
 from gpumesh.common.v1 import job_pb2
 from gpumesh.common.v1.link_pb2 import ItemKind
 from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
@@ -14,6 +16,7 @@ class CataloguePublisher:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._models: list[job_pb2.Model] = []
+        self.on_change: Callable[[admission_pb2.Catalogue], None] | None = None  # this process's own copy
         self._links: set[Link] = set()
 
     @property
@@ -40,6 +43,8 @@ class CataloguePublisher:
         """Something changed: everyone gets the whole again. Repetition is harmless."""
         if not self._catalogue.ready:
             return
+        if self.on_change is not None:
+            self.on_change(self.wire())
         body = self.encoded()
         for link in self._links:
             if link.end is None:
