@@ -54,6 +54,7 @@ async def serve(life: Life, settings: NodeSettings) -> None:
         await session.drain(settings.drain_s)
         await session.stop()
     finally:
+        await runner.close()
         for work in working:
             work.cancel()
         await asyncio.gather(*working, return_exceptions=True)

@@ -6,6 +6,7 @@ is up, and stays in the job's outbox until the caller has passed it on, so that 
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from time import monotonic  # uvloop's own time() has milliseconds only
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Failure, Item, ItemKind, Window
@@ -120,6 +121,18 @@ class Runner:
             meters.ORPHANS.value += 1
             self._give_up(running)
 
+    def end_all(self) -> None:
+        """The drain is over: gives back what still runs, so that it is tried elsewhere where that is possible."""
+        for running in list(self.jobs.values()):
+            self._stop(running)
+            self._fail(running, EngineFailure(Reason.NODE_DRAINING, "The node has shut down.", retryable=True))
+
+    async def close(self) -> None:
+        """Waits for tasks that still give connections back, after cancelling them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def on_overflow(self, job_id: bytes) -> None:
         """The link dropped what was queued for a job and told the other side."""
         running = self.jobs.get(job_id)
@@ -148,7 +161,7 @@ class Runner:
         if refused is not None or desk is None or model is None:
             self._reject(link, offer, *(refused or (Reason.MODEL_UNAVAILABLE, "This node does not serve the model.")))
             return
-        running = Running(Job(offer, self._loop.time()), desk, model, offer.window_bytes or _DEFAULT_WINDOW)
+        running = Running(Job(offer, monotonic()), desk, model, offer.window_bytes or _DEFAULT_WINDOW)
         self.jobs[offer.job_id] = running
         self._idle.clear()
         if offer.deadline_s > 0:
@@ -299,7 +312,7 @@ class Runner:
     def _send_frame(self, running: Running, body: bytes, deltas: Sequence[Delta], tokens: int, cost: int) -> None:
         job = running.job
         first = job.seq == 0
-        now = self._loop.time() if first else 0.0
+        now = monotonic() if first else 0.0
         header = job.frame(tokens, now, content=any(delta.has_content for delta in deltas))
         if first:
             running.desk.meters.first_output.observe(now - job.offered_at)
@@ -322,7 +335,7 @@ class Runner:
         usage = answer.usage
         receipt = job.done(usage)
         self._put(receipt)
-        total = self._loop.time() - job.offered_at
+        total = monotonic() - job.offered_at
         done = session_pb2.Done(
             usage=usage_to_wire(usage),
             receipt_token=receipt.token,

@@ -114,6 +114,7 @@ class Session:
                 await self._runner.idle()
         except TimeoutError:
             log.warning("jobs still ran at the end of the drain", jobs=len(self._runner.jobs), seconds=within_s)
+            self._runner.end_all()
             return False
         return True
 
