@@ -156,7 +156,7 @@ class FakeNode(Client):
         slots: int = 2,
         serve: int | None = None,
         address: str = "",
-        **hello: Any,
+        claims: str = "",
     ) -> None:
         self.node_id = node_id
         self.slots = slots
@@ -165,10 +165,12 @@ class FakeNode(Client):
         self.offers: dict[tuple[bytes, int], Offer] = {}
         self._mesh = mesh
         body = Hello(
-            node_id=node_id, session_counter=counter, status=self.status(), software_version="0.1", boot_id="b"
+            node_id=claims or node_id,
+            session_counter=counter,
+            status=self.status(),
+            software_version="0.1",
+            boot_id="b",
         )
-        for name, value in hello.items():
-            setattr(body, name, value)
         tls = mesh.certificates.uri(node_uri("acme", node_id))
         method = "/gpumesh.scheduler.v1.SessionService/Connect"
         super().__init__(
@@ -529,7 +531,7 @@ class _Directory:
 
     async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """None."""
-        for nothing in ():
+        for nothing in list[Any]():
             yield nothing
 
 

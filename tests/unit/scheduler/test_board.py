@@ -19,7 +19,7 @@ def test_a_job_is_offered_at_once_when_a_slot_is_free() -> None:
     books.node()
     job = books.submit()
     assert books.offers() == [("n1", fence_of(1, 1))]
-    assert job.state is JobState.OFFERED
+    assert job.state == JobState.OFFERED
     assert used(books) == 1
 
 
@@ -27,10 +27,10 @@ def test_a_job_waits_when_all_slots_are_taken_and_runs_when_one_is_free() -> Non
     books = Books()
     books.node(slots=1)
     first, second = books.submit(1), books.submit(2)
-    assert second.state is JobState.QUEUED
+    assert second.state == JobState.QUEUED
     books.accept(first)
     books.done(first, 0)
-    assert second.state is JobState.OFFERED
+    assert second.state == JobState.OFFERED
     assert books.ends() == ["COMPLETED"]
 
 
@@ -39,7 +39,7 @@ def test_jobs_of_a_model_run_in_the_order_in_which_they_came() -> None:
     jobs = [books.submit(number) for number in range(1, 4)]
     books.node(slots=1)
     for job in jobs:
-        assert job.state is JobState.OFFERED
+        assert job.state == JobState.OFFERED
         books.done(job, 0)
     assert [effect.job for effect in books.of(SendOffer)] == jobs
 
@@ -48,7 +48,7 @@ def test_a_job_waits_for_the_revision_that_its_ticket_names() -> None:
     books = Books()
     books.node()
     job = books.submit(model=("tiny", "r2"))
-    assert job.state is JobState.QUEUED
+    assert job.state == JobState.QUEUED
 
 
 def test_a_rejected_offer_goes_to_another_node_with_a_higher_fence() -> None:
@@ -70,11 +70,11 @@ def test_a_rejected_job_keeps_its_place_before_later_ones() -> None:
     third = books.submit(3)
     books.note(books.board.reject(node, first.id, first.fence, Reason.NODE_REJECTED, books.now))
     # n1 is excluded for the first, so n1 takes the third; the first is next when n2 is free.
-    assert third.state is JobState.OFFERED
+    assert third.state == JobState.OFFERED
     fourth = books.submit(4)
     books.done(second, 0)
-    assert first.state is JobState.OFFERED
-    assert fourth.state is JobState.QUEUED
+    assert first.state == JobState.OFFERED
+    assert fourth.state == JobState.QUEUED
 
 
 def test_an_offer_that_is_not_answered_in_2_s_is_cancelled_and_tried_elsewhere() -> None:
@@ -87,7 +87,7 @@ def test_an_offer_that_is_not_answered_in_2_s_is_cancelled_and_tried_elsewhere()
     books.later(0.2)
     assert books.cancels() == [("n1", "ACCEPT_TIMEOUT")]
     assert [node for node, _ in books.offers()] == ["n1", "n2"]
-    assert job.state is JobState.OFFERED
+    assert job.state == JobState.OFFERED
 
 
 def test_the_slot_of_a_cancelled_try_stays_taken_until_its_node_says_that_it_stopped() -> None:
@@ -110,7 +110,7 @@ def test_a_60_s_silent_prefill_is_no_failure_and_121_s_are() -> None:
     books.accept(job)
     for _ in range(24):
         books.later(5.0)
-    assert job.state is JobState.ACCEPTED
+    assert job.state == JobState.ACCEPTED
     books.node("n2")
     books.later(1.0)
     assert books.cancels() == [("n1", "FIRST_TOKEN_TIMEOUT")]
@@ -135,7 +135,7 @@ def test_a_node_lost_before_content_costs_a_try_and_the_client_sees_nothing() ->
     job = books.submit()
     books.accept(job)
     books.close(first, Reason.NODE_LOST)
-    assert job.state is JobState.QUEUED
+    assert job.state == JobState.QUEUED
     books.node("n2")
     assert books.offers()[-1] == ("n2", fence_of(1, 2))
     assert books.ends() == []
@@ -370,8 +370,8 @@ def test_a_job_that_no_free_seat_suits_does_not_hold_up_those_behind_it() -> Non
     needs_tools = books.submit(1, features=frozenset({1}))
     plain = books.submit(2)
     books.node(slots=1)
-    assert needs_tools.state is JobState.QUEUED
-    assert plain.state is JobState.OFFERED
+    assert needs_tools.state == JobState.QUEUED
+    assert plain.state == JobState.OFFERED
 
 
 def test_a_job_that_had_all_its_tries_elsewhere_is_refused() -> None:

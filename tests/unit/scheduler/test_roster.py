@@ -29,9 +29,9 @@ def test_a_silent_node_gets_no_offers_after_15_s_and_is_lost_after_25() -> None:
     books = Books()
     node = books.node()
     sweep(books, 14)
-    assert node.state is SessionState.READY
+    assert node.state == SessionState.READY
     sweep(books, 2)
-    assert node.state is SessionState.SUSPECT
+    assert node.state == SessionState.SUSPECT
     assert block(node) is Block.SESSION_SUSPECT
     assert books.submit().state is JobState.QUEUED
     sweep(books, 10)
@@ -45,8 +45,8 @@ def test_a_node_that_is_heard_again_serves_at_once() -> None:
     sweep(books, 20)
     job = books.submit()
     books.note(books.roster.heard(node, books.now))
-    assert node.state is SessionState.READY
-    assert job.state is JobState.OFFERED
+    assert node.state == SessionState.READY
+    assert job.state == JobState.OFFERED
 
 
 def test_a_scheduler_that_stood_still_does_not_blame_its_nodes() -> None:
@@ -55,7 +55,7 @@ def test_a_scheduler_that_stood_still_does_not_blame_its_nodes() -> None:
     sweep(books, 1)
     books.now += 60.0
     books.note(books.roster.sweep(books.now))
-    assert node.state is SessionState.READY
+    assert node.state == SessionState.READY
 
 
 def test_the_session_with_the_higher_counter_wins_and_the_old_ones_jobs_are_tried_again() -> None:
@@ -87,7 +87,7 @@ def test_a_node_that_said_goodbye_finishes_and_gets_nothing_new() -> None:
     books.roster.goodbye(node)
     assert books.submit(2).state is JobState.QUEUED
     books.heartbeat(node, slots=2, running=[(job.id, job.fence)])
-    assert node.state is SessionState.DRAINING
+    assert node.state == SessionState.DRAINING
     books.accept(job)
     books.done(job, 0)
     assert books.ends() == ["COMPLETED"]
@@ -98,9 +98,9 @@ def test_a_node_may_pause_and_come_back_by_its_own_report() -> None:
     node = books.node()
     books.heartbeat(node, draining=True)
     job = books.submit()
-    assert job.state is JobState.QUEUED
+    assert job.state == JobState.QUEUED
     books.heartbeat(node)
-    assert job.state is JobState.OFFERED
+    assert job.state == JobState.OFFERED
 
 
 def test_a_model_that_is_not_ready_or_not_in_the_catalogue_gets_no_offers() -> None:
@@ -109,7 +109,7 @@ def test_a_model_that_is_not_ready_or_not_in_the_catalogue_gets_no_offers() -> N
     assert block(node) is Block.MODEL_NOT_READY
     job = books.submit()
     books.heartbeat(node)
-    assert job.state is JobState.OFFERED
+    assert job.state == JobState.OFFERED
     books.note(books.roster.catalogue(frozenset({"another"}), books.now))
     assert block(node) is Block.NOT_IN_CATALOGUE
     books.note(books.roster.catalogue(frozenset({"tiny"}), books.now))
@@ -122,10 +122,10 @@ def test_a_slot_is_taken_back_when_two_digests_leave_its_job_out() -> None:
     job = books.submit()
     books.accept(job)
     books.heartbeat(node)
-    assert job.state is JobState.ACCEPTED  # the offer may have crossed the report
+    assert job.state == JobState.ACCEPTED  # the offer may have crossed the report
     books.now += 11.0
     books.heartbeat(node)
-    assert job.state is JobState.ACCEPTED  # Done may be behind the heartbeat
+    assert job.state == JobState.ACCEPTED  # Done may be behind the heartbeat
     books.heartbeat(node)
     # Tried again, on the same node since there is no other.
     assert [fence for _, fence in books.offers()] == [1 << 16 | 1, 1 << 16 | 2]
@@ -141,7 +141,7 @@ def test_a_digest_that_lists_the_job_clears_the_doubt() -> None:
         books.now += 11.0
         books.heartbeat(node)
         books.heartbeat(node, running=[(job.id, job.fence)])
-    assert job.state is JobState.ACCEPTED
+    assert job.state == JobState.ACCEPTED
 
 
 def test_a_cancelled_try_that_the_digest_leaves_out_frees_its_slot_soon() -> None:
@@ -183,7 +183,7 @@ def test_a_revoked_nodes_session_ends_and_no_new_one_begins() -> None:
     job = books.submit()
     books.note(books.roster.revoke(["n1", "n2"], books.now))
     assert books.of(EndSession)[0].reason is Reason.NODE_REVOKED
-    assert job.state is JobState.QUEUED
+    assert job.state == JobState.QUEUED
     for node_id in ("n1", "n2"):
         with pytest.raises(Unauthenticated):
             books.roster.check(node_id, 99)
