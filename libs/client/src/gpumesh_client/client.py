@@ -1,6 +1,6 @@
 """The buyer's side: chats and models over gRPC, by API key."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,7 @@ class Client:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Asks and yields the answer as it grows; the last chunk holds all of it. Closing the iterator cancels the job."""
         chat = pb.ChatInput(
             messages=[pb.ChatMessage(role=role, content=text) for role, text in messages],

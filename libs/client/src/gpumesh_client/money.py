@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Final
 
 NANO: Final = 1_000_000_000
-_AMOUNT: Final = re.compile(r"\$?(\d{1,9})(?:\.(\d{1,9}))?")
+_AMOUNT: Final = re.compile(r"\$?([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
 
 def parse_usd(text: str) -> int:
