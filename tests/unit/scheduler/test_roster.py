@@ -29,9 +29,9 @@ def test_a_silent_node_gets_no_offers_after_15_s_and_is_lost_after_25() -> None:
     books = Books()
     node = books.node()
     sweep(books, 14)
-    assert node.state == SessionState.READY
+    assert node.state.name == "READY"
     sweep(books, 2)
-    assert node.state == SessionState.SUSPECT
+    assert node.state.name == "SUSPECT"
     assert block(node) is Block.SESSION_SUSPECT
     assert books.submit().state is JobState.QUEUED
     sweep(books, 10)
@@ -98,9 +98,9 @@ def test_a_node_may_pause_and_come_back_by_its_own_report() -> None:
     node = books.node()
     books.heartbeat(node, draining=True)
     job = books.submit()
-    assert job.state == JobState.QUEUED
+    assert job.state.name == "QUEUED"
     books.heartbeat(node)
-    assert job.state == JobState.OFFERED
+    assert job.state.name == "OFFERED"
 
 
 def test_a_model_that_is_not_ready_or_not_in_the_catalogue_gets_no_offers() -> None:
