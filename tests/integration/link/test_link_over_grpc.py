@@ -74,6 +74,7 @@ async def test_both_sides_know_each_other_and_calls_are_answered(certificates: C
         link = await client.up(10)
         assert link.peer.role is Role.ROUTER
         assert receiver.ups == [(link, b"welcome hello")]
+        await until(lambda: len(host.links.links) == 1)
         (served,) = host.links.links
         assert (served.peer.role, served.peer.uri) == (Role.EDGE, "spiffe://gpumesh.local/service/edge")
         answers = await asyncio.gather(*(link.call(bytes([n % 256]) * n, 10) for n in range(300)))
@@ -107,17 +108,33 @@ async def test_stopping_the_client_is_goodbye_at_the_server(certificates: Certif
 
 
 async def test_closing_at_the_server_is_goodbye_at_the_client_which_comes_back(certificates: Certificates) -> None:
-    near = Recorder()
+    near, far = Recorder(), Recorder()
     async with (
-        LinkHost(certificates.service("router")) as host,
-        connecting(host.address, certificates.service("edge"), near, QUICK) as client,
+        LinkHost(certificates.service("router"), receiver=far) as host,
+        connecting(host.address, certificates.service("edge"), near, QUICK),
     ):
-        first = await client.up(10)
-        await host.links.close()
+        await far.until(lambda: len(far.ups) == 1)
+        await far.ups[0][0].close()
         await near.until(lambda: bool(near.ends))
         assert near.ends == [LinkEnd.GOODBYE]
         await near.until(lambda: len(near.ups) == 2)
-        assert await client.up(10) is not first
+        assert near.ups[0][0] is not near.ups[1][0]
+
+
+async def test_a_draining_server_says_goodbye_and_takes_no_new_links(certificates: Certificates) -> None:
+    near, far = Recorder(), Recorder()
+    async with (
+        LinkHost(certificates.service("router"), receiver=far) as host,
+        connecting(host.address, certificates.service("edge"), near, QUICK) as client,
+    ):
+        await far.until(lambda: len(far.ups) == 1)
+        host.links.goodbye(drain_ms=1000)
+        await near.until(lambda: bool(near.goodbyes))
+        assert near.ups[0][0].draining
+        await host.links.close()
+        await until(lambda: client.last_error is not None and client.last_error.reason is Reason.DRAINING)
+        assert near.ends == [LinkEnd.GOODBYE]
+        assert len(near.ups) == 1
 
 
 async def test_the_end_of_the_stream_without_goodbye_is_lost(certificates: Certificates) -> None:
@@ -145,6 +162,7 @@ async def test_a_client_that_vanishes_is_lost_at_the_server(certificates: Certif
         connecting(tunnel.address, certificates.service("edge"), near) as client,
     ):
         await client.up(10)
+        await far.until(lambda: bool(far.ups))
         tunnel.cut()
         await far.until(lambda: bool(far.ends))
         await near.until(lambda: bool(near.ends))
@@ -163,6 +181,7 @@ async def test_a_cancelled_client_is_lost_at_the_server(certificates: Certificat
         )
         running = asyncio.get_running_loop().create_task(client.run())
         await client.up(10)
+        await far.until(lambda: bool(far.ups))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

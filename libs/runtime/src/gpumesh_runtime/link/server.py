@@ -8,7 +8,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from gpumesh.common.v1.link_pb2 import Batch, GoodbyeReason
-from gpumesh_runtime.errors import DeadlineExceeded, InvalidArgument, MeshError, Reason, abort
+from gpumesh_runtime.errors import DeadlineExceeded, InvalidArgument, MeshError, Reason, Unavailable, abort
 from gpumesh_runtime.identity import Identity, peer_identity
 from gpumesh_runtime.link.items import HELLO, WELCOME
 from gpumesh_runtime.link.link import Link
@@ -80,35 +80,47 @@ async def serve_link(
 
 
 class LinkServer:
-    """The serving side's live links, for a servicer that keeps them: serve() in the streaming method, drain() at shutdown."""
+    """The serving side's live links, for a servicer that keeps them: serve() in the streaming method, goodbye() and close() at shutdown.
+
+    After either no new link is taken: its client hears DRAINING and connects elsewhere, or again later.
+    """
 
     def __init__(self, receiver: Receiver, welcome: Welcome, options: LinkOptions = SERVICE_LINK) -> None:
         self.links: set[Link] = set()
+        self.draining = False
         self._receiver = receiver
         self._welcome = welcome
         self._options = options
 
     async def serve(self, request_iterator: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        """As serve_link."""
-        receiver = _Noting(self._receiver, self.links)
+        """As serve_link. Raises Unavailable (DRAINING) after goodbye() or close()."""
+        self.check_open()
+        receiver = _Noting(self._receiver, self)
         await serve_link(request_iterator, context, receiver=receiver, welcome=self._welcome, options=self._options)
+
+    def check_open(self) -> None:
+        """Raises Unavailable (DRAINING) after goodbye() or close()."""
+        if self.draining:
+            raise Unavailable(Reason.DRAINING, retryable=True)
 
     def goodbye(self, reason: int = GoodbyeReason.GOODBYE_REASON_DRAIN, drain_ms: int = 0) -> None:
         """Says Goodbye on every link."""
+        self.draining = True
         for link in tuple(self.links):
             link.goodbye(reason, drain_ms)
 
     async def close(self) -> None:
         """Closes every link in order."""
+        self.draining = True
         await asyncio.gather(*(link.close() for link in tuple(self.links)))
 
 
 class _Noting:
     """Passes everything on to the real receiver and keeps the set of live links."""
 
-    def __init__(self, receiver: Receiver, links: set[Link]) -> None:
+    def __init__(self, receiver: Receiver, server: LinkServer) -> None:
         self._receiver = receiver
-        self._links = links
+        self._server = server
         self.on_item = receiver.on_item  # bound: no layer on the hot path
         self.on_goodbye = receiver.on_goodbye
         for name in ("on_overflow", "on_suspect"):
@@ -116,9 +128,11 @@ class _Noting:
                 setattr(self, name, getattr(receiver, name))
 
     def on_up(self, link: Link, hello_or_welcome: bytes) -> None:
-        self._links.add(link)
+        self._server.check_open()  # the drain may have begun during the handshake
+        self._server.links.add(link)
         self._receiver.on_up(link, hello_or_welcome)
 
     def on_down(self, link: Link, end: LinkEnd) -> None:
-        self._links.discard(link)
-        self._receiver.on_down(link, end)
+        if link in self._server.links:
+            self._server.links.discard(link)
+            self._receiver.on_down(link, end)
