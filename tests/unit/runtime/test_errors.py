@@ -150,6 +150,14 @@ def test_a_status_without_our_error_info_is_translated_by_code_and_hides_grpc_te
     assert from_grpc(rpc_error(grpc.StatusCode.DATA_LOSS, None)).reason is Reason.INTERNAL
 
 
+def test_a_write_that_met_the_end_of_its_call_is_unavailable_not_a_bug() -> None:
+    err = AioRpcError(
+        grpc.StatusCode.INTERNAL, Metadata(), Metadata(), "Internal error from Core", 'Failed "execute_batch": (...)'
+    )
+    assert from_grpc(err).reason is Reason.UNAVAILABLE
+    assert from_grpc(rpc_error(grpc.StatusCode.INTERNAL, None)).reason is Reason.INTERNAL
+
+
 def test_a_foreign_error_info_is_not_taken_for_ours() -> None:
     status = status_pb2.Status(code=5)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="INVALID_API_KEY", domain="googleapis.com"))

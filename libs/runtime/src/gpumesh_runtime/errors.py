@@ -224,6 +224,9 @@ def from_grpc(err: grpc.aio.AioRpcError) -> MeshError:
             reason = _known(info.reason, _REASON_BY_CODE.get(err.code(), Reason.INTERNAL), metadata)
             return MeshError.of(reason, status.message, metadata=metadata, retry_after_s=retry, retryable=retryable)
     reason = _REASON_BY_CODE.get(err.code(), Reason.INTERNAL)
+    if err.code() is grpc.StatusCode.INTERNAL and "execute_batch" in (err.debug_error_string() or ""):
+        # grpc.aio's words for a write on a call that the other side had just ended: its true status is lost.
+        reason = Reason.UNAVAILABLE
     # gRPC's own texts name addresses and internals; the code says enough for a caller.
     return MeshError.of(reason, _NEUTRAL.get(reason, ""), retryable=reason is Reason.UNAVAILABLE)
 
