@@ -178,8 +178,14 @@ async def test_a_cancel_of_an_earlier_try_does_not_touch_the_later_one(tmp_path:
         link.cancel(first.id, "STALE_FENCE", fence=FENCE)
         await scheduler.completed(second)
         assert not first.dones
-        stale = scheduler.offer(job_id=first.id, fence=FENCE)
-        await scheduler.ended(stale)
+
+
+async def test_an_earlier_try_that_comes_late_is_refused(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as (scheduler, _):
+        later = scheduler.offer(chat("[[mock tokens=4 tps=40]]"), fence=FENCE + 1)
+        earlier = scheduler.offer(job_id=later.id, fence=FENCE)
+        assert (await scheduler.ended(earlier)).rejects[0].reason == "STALE_FENCE"
+        await scheduler.completed(later)
 
 
 async def test_the_same_offer_again_is_accepted_again_and_runs_once(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class _Usage(msgspec.Struct, gc=False):
 class _Answer(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: object = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Answer)
@@ -163,7 +163,7 @@ class Normaliser:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # RecursionError: nesting that no engine produces. The text of the exception may quote the answer: it is dropped.
             raise broken("The engine sent something that is not an answer.") from None
-        if answer.error is not None and bytes(answer.error) not in (b"null", b""):
+        if answer.error is not None:
             raise from_stream(data)
         return answer
 

@@ -215,14 +215,16 @@ class OpenAiHttpEngine:
             raise EngineFailure(Reason.ENGINE_UNAVAILABLE, "The engine is not running.", retryable=True)
         headers = {"traceparent": traceparent} if traceparent else None
         url = f"{self._base_url}/chat/completions"
-        try:
+        for last in (False, True):
             try:
                 return await session.post(url, data=data, headers=headers, allow_redirects=False)
-            except aiohttp.ServerDisconnectedError:
+            except (aiohttp.ClientConnectorError, TimeoutError):
+                break
+            except (aiohttp.ClientError, OSError):
                 # The engine closed an idle connection in the moment it was used: nothing was answered, once more is safe.
-                return await session.post(url, data=data, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            raise broken("The engine cannot be reached.") from None
+                if last:
+                    break
+        raise broken("The engine cannot be reached.")
 
 
 def _seen(model: ServedModel, card: _ModelCard | None) -> ServedModel:
