@@ -14,6 +14,8 @@ from gpumesh_runtime.errors import MeshError, Reason, Unavailable
 from gpumesh_runtime.link import Link, LinkClient, LinkDown, LinkEnd, LinkOptions, LinkProtocolError
 from gpumesh_runtime.tls import TlsIdentity
 
+_RELEASE: Final = ItemKind.ITEM_KIND_RELEASE
+_UPDATE: Final = int(ItemKind.ITEM_KIND_UPDATE)
 METHOD: Final = "/gpumesh.router.v1.AdmissionService/Connect"
 _OPTIONS: Final = LinkOptions(reconnect_min_s=0.05, reconnect_max_s=0.5)
 
@@ -53,7 +55,7 @@ class _RouterConnection:
     def on_item(self, link: Link, item: Item) -> None:
         """Only catalogues come unasked."""
         del link
-        if item.kind == ItemKind.ITEM_KIND_UPDATE:
+        if item.kind == _UPDATE:
             try:
                 catalogue = Catalogue.FromString(item.body)
             except DecodeError as err:
@@ -143,7 +145,7 @@ class LinkAdmitter:
             return
         try:
             body = Release(charge_nano_usd=charge_nano_usd).SerializeToString()
-            router.link.send(Item(kind=ItemKind.ITEM_KIND_RELEASE, id=job_id, body=body))
+            router.link.send(Item(kind=_RELEASE, id=job_id, body=body))
         except LinkDown:
             router.link = None
 

@@ -9,6 +9,7 @@ from gpumesh.common.v1.link_pb2 import Item, ItemKind
 from gpumesh_runtime.link import Link, LinkDown
 from gpumesh_runtime.metrics import counter
 
+_DELIVERED: Final = ItemKind.ITEM_KIND_DELIVERED
 RESEND_S: Final = 5.0
 MAX_RECORDS: Final = 200_000
 MAX_BYTES: Final = 128 << 20
@@ -98,7 +99,7 @@ class Deliveries:
 
     def _send(self, job_id: bytes, record: _Record, link: Link, now: float) -> None:
         try:
-            link.send(Item(kind=ItemKind.ITEM_KIND_DELIVERED, id=job_id, body=record.body))
+            link.send(Item(kind=_DELIVERED, id=job_id, body=record.body))
         except LinkDown:
             record.link = None
             return

@@ -4,9 +4,11 @@ States: placing (an admission is asked for) -> running (submitted) -> committed 
 Time is an argument, in monotonic seconds.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from gpumesh_runtime.error_types import Conflict, MeshError, Unavailable
 from gpumesh_runtime.reasons import Reason
@@ -63,8 +65,7 @@ class Fail:
     error: MeshError
 
 
-@dataclass(slots=True)
-class Job:
+class Job(msgspec.Struct):
     """One job. `started` is when it began, monotonic seconds."""
 
     started: float
@@ -77,7 +78,7 @@ class Job:
     stale: int = 0
     tries_before: int = 0
     scheduler_id: str = ""
-    excluded: list[str] = field(default_factory=list)
+    excluded: list[str] = []
     place_by: float = 0.0
     placed_at: float = 0.0
     last_error: MeshError | None = None

@@ -1,21 +1,26 @@
 """What a caller asks the dispatcher to run, and how it hears of it."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from gpumesh.common.v1.job_pb2 import Feature, Modality, ModelBuild, ServiceClass, Usage
 from gpumesh.node.v1.session_pb2 import Frame
 from gpumesh.router.v1.admission_service_pb2 import Admission
 from gpumesh_runtime.errors import MeshError
 
+# Looking a name up in a protobuf enum costs 0.5 us.
+CHAT: Final = Modality.MODALITY_CHAT
+STANDARD: Final = ServiceClass.SERVICE_CLASS_STANDARD
 
-@dataclass(frozen=True, slots=True)
-class JobRequest:
+
+class JobRequest(msgspec.Struct, frozen=True, gc=False):
     """One job, validated.
 
     job_id: 16 bytes, made by the caller. key_sha256: SHA-256 of the whole API key (sensitive). payload: the OpenAI request body (sensitive:
     never logged). input_tokens: estimated or counted. input_tokens_bound: no honest node counts more prompt tokens; 0: unknown.
     max_output_tokens: per choice, None: the model's. deadline_s: for the whole answer. traceparent: empty when not sampled.
+    modality, features, service_class: wire numbers.
     """
 
     job_id: bytes
@@ -24,7 +29,7 @@ class JobRequest:
     model: str
     payload: bytes
     streaming: bool
-    modality: "Modality.ValueType" = Modality.MODALITY_CHAT
+    modality: "Modality.ValueType" = CHAT
     features: tuple["Feature.ValueType", ...] = ()
     input_tokens: int = 0
     input_tokens_bound: int = 0
@@ -32,11 +37,10 @@ class JobRequest:
     choices: int = 1
     deadline_s: float = 600.0
     traceparent: str = ""
-    service_class: "ServiceClass.ValueType" = ServiceClass.SERVICE_CLASS_STANDARD
+    service_class: "ServiceClass.ValueType" = STANDARD
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """A whole answer. usage: as billed. charge_nano_usd: what it will cost. build: how it was computed, says the node. fence: the try."""
 
     usage: Usage

@@ -68,26 +68,32 @@ def _chat_line(
     exchange: Exchange, request_id: str, status: int, elapsed: float, began: float, sink: ChatSink, reason: str
 ) -> None:
     admission, completed, running = sink.admission, sink.completed, sink.running
-    usage = completed.usage if completed is not None else None
-    log.info(
-        "request",
-        request_id=request_id,
-        job_id=sink.job_id,
-        kind="chat",
-        status=status,
-        reason=reason,
-        stream=sink.chat.stream,
-        model_id=admission.model_id if admission is not None else "",
-        account_id=admission.account_id if admission is not None else "",
-        attempts=running.job.attempt if running is not None else 0,
-        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-        completion_tokens=usage.completion_tokens
-        if usage is not None
-        else (running.job.tokens if running is not None else 0),
-        amount_nano_usd=completed.charge_nano_usd if completed is not None else 0,
-        first_token_ms=round((sink.first_at - began) * 1000, 2) if sink.first_at else None,
-        elapsed_ms=round(elapsed * 1000, 2),
-        bytes_in=exchange.bytes_in,
-        bytes_out=exchange.bytes_out,
-        traceparent=running.request.traceparent if running is not None else "",
-    )
+    # Each field costs 0.5 us: what says nothing is left out.
+    fields: dict[str, str | int | float | bool] = {
+        "request_id": request_id,
+        "kind": "chat",
+        "status": status,
+        "stream": sink.chat.stream,
+        "elapsed_ms": round(elapsed * 1000, 2),
+    }
+    if admission is not None:
+        fields["model_id"] = admission.model_id
+        fields["account_id"] = admission.account_id
+    if completed is not None:
+        fields["prompt_tokens"] = completed.usage.prompt_tokens
+        fields["completion_tokens"] = completed.usage.completion_tokens
+        fields["amount_nano_usd"] = completed.charge_nano_usd
+    elif running is not None:
+        fields["completion_tokens"] = running.job.tokens
+    if reason:
+        fields["reason"] = reason
+    if not request_id.startswith("req_"):  # else the job's id is in it
+        fields["job_id"] = sink.job_id
+    if sink.first_at and sink.chat.stream:
+        fields["first_token_ms"] = round((sink.first_at - began) * 1000, 2)
+    if running is not None:
+        if running.job.attempt > 1:
+            fields["attempts"] = running.job.attempt
+        if running.request.traceparent:
+            fields["traceparent"] = running.request.traceparent
+    log.info("request", **fields)

@@ -31,7 +31,7 @@ class ChatSink:
 
     finished: resolves when the answer is on the transport, or nobody waits for it any more.
 
-    error: why it failed. first_at: when the first content came (loop time), 0: not yet. completed: what was billed.
+    error: why it failed. first_at: when the first content came (performance counter), 0: not yet. completed: what was billed.
     """
 
     __slots__ = (
@@ -140,7 +140,7 @@ class WholeSink(ChatSink):
         """More of the answer; it is in memory, which counts as consumed."""
         answer = self._answer
         if answer is None:
-            self.first_at = self.loop.time()
+            self.first_at = time.perf_counter()
             answer = self._answer = WholeAnswer(self.head())
         running = self.running
         try:
@@ -198,7 +198,7 @@ class StreamSink(ChatSink):
         renderer = self._renderer
         exchange = self.exchange
         if renderer is None:
-            self.first_at = self.loop.time()
+            self.first_at = time.perf_counter()
             renderer = self._renderer = StreamRenderer(self.head(), usage_chunk=self._with_usage)
         data = renderer.frame(frame)
         if data:

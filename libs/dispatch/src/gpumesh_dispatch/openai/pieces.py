@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -22,8 +21,7 @@ FINISH: Final[dict[int, bytes]] = {
 _UNLIKELY: Final = -9999.0
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct, frozen=True, gc=False):
     """What every chunk and the whole answer of one request repeat.
 
     job_id: 32 hex digits; the answer's id is "chatcmpl-" and it. created: Unix seconds. model: catalogue id. fingerprint: "" leaves it out.

@@ -10,6 +10,12 @@ _MUST_HAVE_CONTENT: Final = frozenset({"developer", "system", "user", "tool"})
 # A message costs its role and a few template tokens beyond its text; counted as bytes where only bytes are known.
 _ROLE_BYTES: Final = 16
 
+_VISION: Final = Feature.FEATURE_VISION
+_LOGPROBS: Final = Feature.FEATURE_LOGPROBS
+_MULTIPLE_CHOICES: Final = Feature.FEATURE_MULTIPLE_CHOICES
+_TOOLS: Final = Feature.FEATURE_TOOLS
+_STRUCTURED: Final = Feature.FEATURE_STRUCTURED
+
 
 def bad(param: str, message: str) -> MeshError:
     """INVALID_ARGUMENT that names `param` (empty: the body as a whole)."""
@@ -29,7 +35,7 @@ def check_chat(request: ChatRequest) -> tuple[tuple["Feature.ValueType", ...], i
     features: list[Feature.ValueType] = []
     prompt_bytes, vision = _check_messages(request.messages)
     if vision:
-        features.append(Feature.FEATURE_VISION)
+        features.append(_VISION)
     if request.stream_options is not None and request.stream is not True:
         raise bad(
             "stream_options", "'stream_options' is only allowed with 'stream': true. Set 'stream' or leave it out."
@@ -43,16 +49,16 @@ def check_chat(request: ChatRequest) -> tuple[tuple["Feature.ValueType", ...], i
     if request.top_logprobs is not None and request.logprobs is not True:
         raise bad("top_logprobs", "'top_logprobs' needs 'logprobs': true.")
     if request.logprobs:
-        features.append(Feature.FEATURE_LOGPROBS)
+        features.append(_LOGPROBS)
     if request.n is not None and request.n > 1:
-        features.append(Feature.FEATURE_MULTIPLE_CHOICES)
+        features.append(_MULTIPLE_CHOICES)
     if request.tools is not None or request.tool_choice is not None:
         prompt_bytes += _check_tools(request)
         if request.tools is not None and request.tool_choice != "none":
-            features.append(Feature.FEATURE_TOOLS)
+            features.append(_TOOLS)
     if request.response_format is not None and request.response_format.type != "text":
         prompt_bytes += _check_format(request)
-        features.append(Feature.FEATURE_STRUCTURED)
+        features.append(_STRUCTURED)
     if request.modalities is not None and "audio" in request.modalities:
         raise unsupported("modalities", "audio", "Audio answers are not supported. Ask for the modality 'text'.")
     return tuple(features), prompt_bytes
