@@ -41,9 +41,11 @@ from gpumesh.node.v1.session_pb2 import (
 from gpumesh.registry.v1.directory_service_pb2 import Directory, DirectoryWelcome
 from gpumesh.registry.v1.directory_service_pb2_grpc import add_DirectoryServiceServicer_to_server
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered, DispatchHello, Submit
+from gpumesh_runtime.error_types import MeshError
 from gpumesh_runtime.identity import Role, node_uri
 from gpumesh_runtime.link import LinkClient, LinkOptions, LinkServer, fence, new_id
 from gpumesh_runtime.metrics import REGISTRY
+from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.rpc.server import Server
 from gpumesh_runtime.sealing import KeyRing, create_file
 from gpumesh_scheduler.config import SchedulerSettings
@@ -441,6 +443,14 @@ class Mesh:
         assert isinstance(node, FakeNode)
         await self.until(lambda: node_id in self.service.desk.roster.sessions)
         return node
+
+    async def refused_node(self, node_id: str, reason: Reason, **fields: Any) -> MeshError:
+        """A node that tries to connect, until it has been refused for that reason."""
+        node = FakeNode(self, node_id, **fields)
+        self._clients.append(node)
+        await self.until(lambda: node.client.last_error is not None and node.client.last_error.reason is reason)
+        assert node.client.last_error is not None
+        return node.client.last_error
 
     async def caller(self, **fields: Any) -> FakeCaller:
         """A caller that is connected."""

@@ -15,7 +15,7 @@ from gpumesh_runtime.link import new_id
 from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.rpc.client import channel
 from gpumesh_runtime.sealing import KeyRing, create_file
-from tests.support.scheduler_peers import COMPLETED, DONE, OFFER, UPDATE, FakeCaller, FakeNode, Mesh, ticket
+from tests.support.scheduler_peers import COMPLETED, DONE, OFFER, UPDATE, FakeCaller, Mesh, ticket
 
 
 async def refusal(caller: FakeCaller, job_id: bytes) -> tuple[str, bool]:
@@ -174,10 +174,6 @@ async def test_a_drain_does_not_wait_for_ever(mesh: Mesh) -> None:
 @pytest.mark.parametrize("mesh", [{"max_sessions_per_s": 0.5}], indirect=True)
 async def test_a_crowd_of_nodes_is_told_when_to_come_back(mesh: Mesh) -> None:
     await mesh.node("n1")
-    crowd = FakeNode(mesh, "n2")
-    await mesh.until(lambda: crowd.client.last_error is not None)
-    error = crowd.client.last_error
-    assert error is not None
-    assert (error.reason, error.retryable) == (Reason.RESOURCE_EXHAUSTED, True)
+    error = await mesh.refused_node("n2", Reason.RESOURCE_EXHAUSTED)
+    assert error.retryable
     assert error.retry_after_s
-    await crowd.kill()

@@ -182,18 +182,11 @@ async def test_a_second_session_with_a_higher_counter_takes_over(mesh: Mesh) -> 
 
 async def test_a_second_session_with_a_lower_counter_is_refused(mesh: Mesh) -> None:
     await mesh.node("n1", counter=5)
-    late = FakeNode(mesh, "n1", counter=4)
-    await mesh.until(lambda: late.client.last_error is not None)
-    assert isinstance(late.client.last_error, Conflict)
-    assert late.client.last_error.reason is Reason.SESSION_REPLACED
-    await late.kill()
+    assert isinstance(await mesh.refused_node("n1", Reason.SESSION_REPLACED, counter=4), Conflict)
 
 
 async def test_a_node_cannot_take_another_nodes_name(mesh: Mesh) -> None:
-    liar = FakeNode(mesh, "n1", claims="n2")
-    await mesh.until(lambda: liar.client.last_error is not None)
-    assert isinstance(liar.client.last_error, PermissionDenied)
-    await liar.kill()
+    assert isinstance(await mesh.refused_node("n1", Reason.PERMISSION_DENIED, claims="n2"), PermissionDenied)
 
 
 async def test_a_revoked_node_is_sent_away_and_stays_out(mesh: Mesh) -> None:
@@ -228,10 +221,9 @@ async def test_a_black_holed_node_is_suspected_then_lost_and_its_job_goes_elsewh
         later = caller.submit()
         await mesh.until(lambda: "n1" not in mesh.service.desk.roster.sessions)
         assert (later, fence(1, 1)) not in node.offers
-        other = FakeNode(mesh, "n2", serve=1)
+        await mesh.node("n2", serve=1)
         await caller.item(DONE, offer.id)
         await caller.item(DONE, later)
-        await other.kill()
         await node.kill()
 
 

@@ -147,7 +147,11 @@ class Desk:
 
     def _job_ended(self, effect: JobEnded) -> None:
         job = effect.job
-        metrics.JOBS.labels(effect.outcome.name, effect.reason).value += 1
+        done = effect.done
+        if done:
+            metrics.COMPLETED.value += 1
+        else:
+            metrics.JOBS.labels(effect.outcome.name, effect.reason).value += 1
         tries = job.tries
         now = self.time()
         if not effect.final:
@@ -158,10 +162,10 @@ class Desk:
                 caller=job.caller,
                 fence=job.fence,
                 tokens=job.tokens,
-                done=effect.done,
+                done=done,
                 reason=effect.reason,
-                accepted=any(attempt.accepted for attempt in tries),
-                stopping=_NONE if effect.done else frozenset(t.fence for t in tries if t.accepted and t.cancelled),
+                accepted=done or any(attempt.accepted for attempt in tries),
+                stopping=_NONE if done else frozenset(t.fence for t in tries if t.accepted and t.cancelled),
                 parties={attempt.fence: attempt.party for attempt in tries},
             )
             self.settle(self.reconciler.ended(job.id, relayed, now))

@@ -18,6 +18,7 @@ DROPPED_STRAY: Final = _DROPPED.labels("unknown_job")
 JOBS: Final = counter(
     "gpumesh_scheduler_jobs_total", "Jobs that ended here, by outcome and reason", ("outcome", "reason")
 )
+COMPLETED: Final = JOBS.labels("COMPLETED", "")
 REFUSED: Final = counter("gpumesh_scheduler_refused_total", "Submits refused, by reason", ("reason",))
 TRIES_LOST: Final = counter(
     "gpumesh_scheduler_tries_lost_total", "Tries that ended without an answer, by reason", ("reason",)

@@ -17,6 +17,7 @@ from gpumesh_scheduler.wire import MOST_TOKENS, build_from_wire, build_to_wire
 _TICKET: Final = b"gpumesh-ticket-v1"
 _RECEIPT: Final = b"gpumesh-receipt-v1"
 _NANO: Final = 1_000_000_000
+_MOST_CLAIMS: Final = 20_000
 _NO_FEATURES: Final[frozenset[int]] = frozenset()
 
 
@@ -34,6 +35,8 @@ class Seals:
 
     def __init__(self, ring: KeyRing) -> None:
         self._ring = ring
+        # One claim per party, filled in for each try: building it anew costs three times as much.
+        self._claims: dict[Party, ReceiptClaim] = {}
 
     def open_ticket(self, sealed: bytes) -> Ticket:
         """A ticket whose seal is ours. Raises PermissionDenied (TICKET_INVALID)."""
@@ -63,18 +66,21 @@ class Seals:
 
     def receipt_token(self, attempt: Try, settle_by_ns: int) -> bytes:
         """What a try's node may claim: no trace of the buyer."""
-        claim = ReceiptClaim(
-            job_id=attempt.job_id,
-            fence=attempt.fence,
-            provider_id=attempt.session.provider_id,
-            node_id=attempt.session.node_id,
-            build=build_to_wire(attempt.build),
-        )
+        claim = self._claims.get(attempt.party) or self._new_claim(attempt.party)
+        claim.job_id = attempt.job_id
+        claim.fence = attempt.fence
         claim.settle_by_time.seconds = settle_by_ns // _NANO
         claim.settle_by_time.nanos = settle_by_ns % _NANO
         body = claim.SerializeToString()
         key_id, mac = self._ring.seal(_RECEIPT, body)
         return ReceiptToken(key_id=key_id, body=body, mac=mac).SerializeToString()
+
+    def _new_claim(self, party: Party) -> ReceiptClaim:
+        if len(self._claims) >= _MOST_CLAIMS:
+            self._claims.clear()
+        claim = ReceiptClaim(provider_id=party.provider_id, node_id=party.node_id, build=build_to_wire(party.build))
+        self._claims[party] = claim
+        return claim
 
     def open_receipt(self, token: bytes) -> Claim | None:
         """A token that a scheduler of this mesh gave out; None for anything else."""

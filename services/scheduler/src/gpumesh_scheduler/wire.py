@@ -3,6 +3,7 @@
 What comes from nodes is checked against named bounds: they are strangers. NodeBreachError says that their session must end.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from gpumesh.common.v1.job_pb2 import Feature, JobOutcome, ModelBuild
@@ -44,7 +45,7 @@ MOST_TOKENS: Final = 100_000_000
 # Segments of one job: one per attempt that delivered something.
 MOST_SEGMENTS: Final = 16
 _NO_FEATURES: Final[frozenset[int]] = frozenset()
-_EMPTY: Final = Usage()
+_OUTCOMES: Final = {int(outcome): outcome for outcome in Outcome}
 
 
 def terms_from_wire(job_id: bytes, submit: Submit, ticket: Ticket, limits: Limits, now: float) -> Terms:
@@ -122,8 +123,9 @@ def build_from_wire(build: ModelBuild) -> Build:
     return told
 
 
+@lru_cache(maxsize=1024)
 def build_to_wire(build: Build) -> ModelBuild:
-    """As it came."""
+    """As it came. The message is shared: whoever is given it copies it into a field and never changes it."""
     return ModelBuild(
         model_id=build.model_id,
         revision=build.revision,
@@ -136,7 +138,7 @@ def build_to_wire(build: Build) -> ModelBuild:
 def usage_from_node(usage: UsageMessage) -> Usage:
     """What a node counted. Raises NodeBreachError for counts that no job can have."""
     told = usage_from_wire(usage)
-    if not all(0 <= count <= MOST_TOKENS for count in told):
+    if min(told) < 0 or max(told) > MOST_TOKENS:
         raise NodeBreachError("usage is out of bounds")
     return told
 
@@ -158,13 +160,12 @@ def usage_to_wire(usage: Usage) -> UsageMessage:
 
 def delivered_from_wire(record: DeliveredMessage) -> Delivered:
     """A caller's record. Raises InvalidArgument when it is not one."""
-    try:
-        outcome = Outcome(record.outcome)
-    except ValueError:
-        raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record has no outcome.") from None
+    outcome = _OUTCOMES.get(record.outcome)
+    if outcome is None:
+        raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record has no outcome.")
     if len(record.segments) > MOST_SEGMENTS or not record.ticket:
         raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record is out of bounds.")
-    segments = tuple(Segment(s.fence, s.start_token, s.end_token) for s in record.segments)
+    segments = tuple([Segment(s.fence, s.start_token, s.end_token) for s in record.segments])
     return Delivered(record.ticket, outcome, segments, usage_from_wire(record.usage), record.reason)
 
 
@@ -175,7 +176,7 @@ def settle_to_wire(bill: Bill) -> bytes:
         reason=bill.reason,
         receipt_only=bill.receipt_only,
         source=EvidenceSource.EVIDENCE_SOURCE_CALLER if bill.from_caller else EvidenceSource.EVIDENCE_SOURCE_RELAY,
-        usage=usage_to_wire(bill.usage) if bill.usage is not _EMPTY else None,
+        usage=usage_to_wire(bill.usage),
         segments=[_paid_segment(segment) for segment in bill.segments],
         node_counts=[NodeCount(fence=fence, usage=usage_to_wire(usage)) for fence, usage in bill.counts.items()],
     )

@@ -24,7 +24,7 @@ from gpumesh_scheduler.domain.nouns import Limits, ModelKey, NodeBreachError, Ou
 from gpumesh_scheduler.domain.payload import Payload, PayloadBudget
 from gpumesh_scheduler.domain.pools import Pools
 from gpumesh_scheduler.domain.queue import FifoQueue, Queue
-from gpumesh_scheduler.domain.session import Seat, Session, Try
+from gpumesh_scheduler.domain.session import Session, Try
 from gpumesh_scheduler.domain.timers import Wheel
 
 # Jobs looked at behind one that no free seat suits (another feature, an excluded node): bounds the work of one freed slot.
@@ -125,8 +125,7 @@ class Board:
         """Raises NodeBreachError for a job of another node."""
         job = self.jobs.get(job_id)
         if job is not None and job.owner(session, fence) is Verdict.RELAY and job.state is JobState.OFFERED:
-            job.accepted(now)
-            self._arm(job, now)
+            job.accepted(now)  # its next timers are later than the accept timer, at which the wheel looks at it anyway
         elif (attempt := session.tries.get((job_id, fence))) is not None:
             attempt.accepted = (
                 True  # accepted while our cancel was under way: its slot is taken and its prompt may be prefilled
@@ -200,7 +199,7 @@ class Board:
         """A try that is no longer any job's current one ended on its node: its slot is free."""
         attempt = self._give_back(session, job_id, fence)
         if attempt is not None:
-            self._fill(attempt.seat.model.build.key, now, out)
+            self._fill(attempt.seat.key, now, out)
 
     def withdraw(self, job: Job, reason: Reason, now: float, out: Effects) -> None:
         """Stops the current try and goes on with the job as if its node were lost."""
@@ -273,19 +272,11 @@ class Board:
         if seat is None:
             return False
         job.try_number += 1
-        attempt = Try(
-            job.id,
-            fence_of(job.terms.attempt, job.try_number),
-            seat.session,
-            seat,
-            seat.model.build,
-            job.terms.cost,
-            now,
-        )
-        seat.session.tries[job.id, attempt.fence] = attempt
-        seat.used += 1
-        seat.outstanding_tokens += attempt.cost
-        self.pools.refresh(seat)
+        terms, session = job.terms, seat.session
+        fence = fence_of(terms.attempt, job.try_number)
+        attempt = Try(terms.job_id, fence, session, seat, seat.party, terms.cost, now)
+        session.tries[terms.job_id, fence] = attempt
+        self.pools.take(seat, attempt.cost)
         job.offered(attempt, now)
         self._arm(job, now)
         out.append(SendOffer(job, attempt))
@@ -295,10 +286,7 @@ class Board:
         """Frees the slot that a try holds. Repetition is harmless."""
         attempt = session.tries.pop((job_id, fence), None)
         if attempt is not None:
-            seat: Seat = attempt.seat
-            seat.used -= 1
-            seat.outstanding_tokens -= attempt.cost
-            self.pools.refresh(seat)
+            self.pools.give(attempt.seat, attempt.cost)
         return attempt
 
     def _fill(self, key: ModelKey, now: float, out: Effects) -> None:
@@ -361,7 +349,7 @@ class Board:
         if job.committed:
             job.last_reason = reason.value
             job.current = None
-            self._fail(job, Reason.ANSWER_INTERRUPTED, "The node that was answering went away.", out)
+            self._fail(job, Reason.ANSWER_INTERRUPTED, "The node that was answering went away. You are not charged.", out)
         else:
             self._again(job, reason, now, out)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpumesh_scheduler.domain.choice.filters import gate, refuses
+from gpumesh_scheduler.domain.choice.filters import Block, gate, refuses
 from gpumesh_scheduler.domain.choice.pick import SAMPLE, best, candidates
 from gpumesh_scheduler.domain.nouns import ModelKey, Terms
 from gpumesh_scheduler.domain.session import Seat, Session
@@ -68,7 +68,7 @@ class Pools:
 
     def add(self, seat: Seat) -> None:
         """A node began to serve a model."""
-        key = seat.model.build.key
+        key = seat.key
         pool = self.pools.get(key)
         if pool is None:
             pool = self.pools[key] = Pool()
@@ -77,7 +77,7 @@ class Pools:
 
     def remove(self, seat: Seat) -> None:
         """It stopped."""
-        key = seat.model.build.key
+        key = seat.key
         pool = self.pools[key]
         pool.place(seat, False)
         if pool.seats.get(seat.session.node_id) is seat:
@@ -88,7 +88,7 @@ class Pools:
 
     def refresh(self, seat: Seat) -> None:
         """Something about the seat or its session changed."""
-        key = seat.model.build.key
+        key = seat.key
         pool = self.pools.get(key)
         if pool is None or pool.seats.get(seat.session.node_id) is not seat:
             return  # a seat that was dropped while a try still held it
@@ -96,6 +96,24 @@ class Pools:
         seat.block = gate(seat, seat.session.gate(), listed)
         pool.place(seat, seat.block is None)
         self.changed.add(key)
+
+    def take(self, seat: Seat, cost: int) -> None:
+        """A try takes a slot. The seat's state is computed again only when this was the last one."""
+        seat.used += 1
+        seat.outstanding_tokens += cost
+        if seat.used >= seat.model.slots:
+            self.refresh(seat)
+        else:
+            self.changed.add(seat.key)
+
+    def give(self, seat: Seat, cost: int) -> None:
+        """A try gives its slot back."""
+        seat.used -= 1
+        seat.outstanding_tokens -= cost
+        if seat.block is Block.NO_FREE_SLOT:
+            self.refresh(seat)
+        else:
+            self.changed.add(seat.key)
 
     def refresh_session(self, session: Session) -> None:
         """The session's state changed."""

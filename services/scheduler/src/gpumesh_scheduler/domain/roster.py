@@ -168,13 +168,13 @@ class Roster:
                 seat = session.seats[key] = Seat(session, model)
                 pools.add(seat)
             else:
-                seat.model = model
+                seat.report(model)
                 pools.refresh(seat)
         for key in [key for key in session.seats if key not in told]:
             seat = session.seats[key]
             if seat.used:
                 # Tries still hold slots of it: keep the seat for their sake, closed.
-                seat.model = replace(seat.model, ready=False)
+                seat.report(replace(seat.model, ready=False))
                 pools.refresh(seat)
             else:
                 del session.seats[key]

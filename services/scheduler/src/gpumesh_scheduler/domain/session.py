@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Final
 
 from gpumesh_scheduler.domain.choice.filters import Block, SeatView
-from gpumesh_scheduler.domain.nouns import Build, Limits, ModelKey, NodeStatus, Party, ServedModel
+from gpumesh_scheduler.domain.nouns import Limits, ModelKey, NodeStatus, Party, ServedModel
 
 # A digest must leave a try out this often before its slot is taken back: Done may be behind the heartbeat, which overtakes data.
 _MISSES: Final = 2
@@ -27,40 +27,39 @@ class SessionState(IntEnum):
 class Seat(SeatView):
     """One model on one node. `used` counts tries, `outstanding_tokens` what they may still take."""
 
-    __slots__ = ("position", "session")
+    __slots__ = ("key", "party", "position", "session")
 
     def __init__(self, session: "Session", model: ServedModel) -> None:
         super().__init__(model)
         self.session = session
+        # Fixed for a seat: what jobs ask for, and who is paid for what is served here (the build as last reported).
+        self.key = model.build.key
+        self.party = Party(session.provider_id, session.node_id, model.build)
         # Index in its pool's list of free seats; -1: not there.
         self.position = -1
 
-    @property
-    def party(self) -> Party:
-        """Who is paid for what is served here."""
-        return Party(self.session.provider_id, self.session.node_id, self.model.build)
+    def report(self, model: ServedModel) -> None:
+        """What the node says about it now. Tries that run keep the party that they were offered to."""
+        if model.build != self.model.build:
+            self.party = Party(self.session.provider_id, self.session.node_id, model.build)
+        self.model = model
 
 
 @dataclass(slots=True, eq=False)
 class Try:
-    """One offer of a job to a node: the guard of one slot. token: the ReceiptToken given with it, set by the rim."""
+    """One offer of a job to a node: the guard of one slot. party: who serves it. token: the ReceiptToken, set by the rim."""
 
     job_id: bytes
     fence: int
     session: "Session"
     seat: Seat
-    build: Build
+    party: Party
     cost: int
     offered_at: float
     accepted: bool = False
     cancelled: bool = False
     missed: int = 0
     token: bytes = b""
-
-    @property
-    def party(self) -> Party:
-        """Who serves it."""
-        return Party(self.session.provider_id, self.session.node_id, self.build)
 
 
 class Session:
