@@ -52,7 +52,9 @@ def client_options(max_backoff_ms: int = 1_000) -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # In spite of its name: how long one attempt to connect, TLS handshake included, may take. It slows no retry down.
+        # 100 here once cut every handshake that took longer, over a long way or on a busy machine.
+        ("grpc.min_reconnect_backoff_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", max_backoff_ms),
         # Retries are ours (client.unary): gRPC's transparent ones hide how often a service fails.
         ("grpc.enable_retries", 0),
