@@ -77,13 +77,13 @@ class MemorySettleStore:
             if job_id in self.jobs:
                 repeated.append(place)
                 continue
-            price = Price(terms.price_version, terms.input_price, terms.output_price, terms.cached_input_price)
-            self.jobs[job_id] = (terms.account_id, settlement, price)
-            available = self.available(BUYER_AVAILABLE, terms.account_id)
-            for transfer in transfers_of(job_id, terms.account_id, settlement, available):
+            account_id = terms[0]
+            self.jobs[job_id] = (account_id, settlement, Price(*terms[8:]))
+            available = self.available(BUYER_AVAILABLE, account_id)
+            for transfer in transfers_of(job_id, account_id, settlement, available):
                 self.ledger.apply(transfer)
                 if transfer.debit.name == BUYER_AVAILABLE:
-                    touched.add(terms.account_id)
+                    touched.add(account_id)
         if self.lose_next_answer:
             self.lose_next_answer = False
             raise Unavailable(Reason.DATABASE_UNAVAILABLE)
@@ -129,18 +129,15 @@ class MemorySettleStore:
 
 
 def jobs_of(batch: SettleBatch) -> list[tuple[bytes, Terms, Settlement]]:
-    """A batch's columns read back as settlements."""
+    """A batch's rows read back as settlements."""
     terms, makers = list(batch.terms), list(batch.makers)
     found = []
-    for place, (job_id, row) in enumerate(zip(batch.job_ids, zip(*batch.jobs, strict=True), strict=True), 1):
+    for place, (job_id, row) in enumerate(zip(batch.job_ids, batch.jobs, strict=True), 1):
         number, prompt, completion, cached, reasoning, charge, fee, _ = row
-        lines = [line for line in zip(*batch.segments, strict=True) if line[0] == place]
-        segments = [
-            Segment(fence, start, end, makers[maker - 1].provider_id, makers[maker - 1].node_id)
-            for _, maker, fence, start, end, _ in lines
-        ]
+        lines = [line for line in batch.segments if line[0] == place]
+        segments = [Segment(fence, start, end, *makers[maker - 1][:2]) for _, maker, fence, start, end, _ in lines]
         usage = Usage(prompt, completion, cached, reasoning)
-        outcome = Outcome(terms[number - 1].outcome)
+        outcome = Outcome(terms[number - 1][6])
         settlement = Settlement(outcome, usage, charge, fee, segments, [line[5] for line in lines])
         found.append((job_id, terms[number - 1], settlement))
     return found

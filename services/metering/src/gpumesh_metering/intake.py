@@ -4,29 +4,22 @@ committed.
 This is the hot path of metering: no object per row beyond what protobuf makes, no clock per job, one HMAC.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from gpumesh.common.v1.job_pb2 import SealedTicket, Ticket
 from gpumesh.metering.v1.settlement_service_pb2 import Settle
 from gpumesh_metering import wire
 from gpumesh_metering.domain.ledger import INT64_MAX
-from gpumesh_metering.domain.settlement import Settlement, decide
+from gpumesh_metering.domain.settlement import Segment, Usage, decide
 from gpumesh_metering.domain.transfer_ids import SETTLE_CHARGE, SETTLE_PAY, SETTLE_SHORTFALL, pay_key
-from gpumesh_metering.store import Maker, SettleBatch, Terms
+from gpumesh_metering.store import SettleBatch
 from gpumesh_runtime.errors import Reason
 
 MAX_COUNTS: Final = 64  # node counts kept per job; more tries than this do not happen
 MAX_REASON_CHARACTERS: Final = 64
 
 Verify = Callable[[bytes, str, bytes, bytes], bool]  # KeyRing.verify: context, key id, body, mac
-
-
-class Decided(NamedTuple):
-    """The job is in the batch at `place`; `answer` is the Settled to send when it has been committed."""
-
-    place: int
-    answer: bytes
 
 
 class Refused(NamedTuple):
@@ -54,8 +47,11 @@ class Intake:
         self._verify = verify
         self._share_bp = share_bp
 
-    def add(self, batch: SettleBatch, job_id: bytes, body: bytes, now_s: float) -> Decided | Refused | Receipt:
-        """Decides one item. now_s: wall time, seconds since 1970."""
+    def add(self, batch: SettleBatch, job_id: bytes, body: bytes, now_s: float) -> bytes | Refused | Receipt:
+        """Decides one item. now_s: wall time, seconds since 1970.
+
+        Bytes: the job was added to the batch, and this is the Settled to send when it has been committed.
+        """
         try:
             settle = wire.settle_from_wire(body)
             if settle.receipt_only:
@@ -77,53 +73,51 @@ class Intake:
         ticket = wire.ticket_from_wire(body)
         return ticket if ticket.job_id == job_id and len(job_id) == wire.JOB_ID_BYTES else None
 
-    def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> Decided | Refused:
+    def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> bytes | Refused:
         wire_price = ticket.price
         price = wire.price_from_wire(wire_price)
         try:
             promised = wire.terms_from_wire(ticket, price)
         except wire.WireError:
             return Refused(Reason.TICKET_INVALID)
-        settled = decide(
-            settle.outcome,
-            promised,
-            wire.usage_from_wire(settle.usage),
-            wire.segments_from_wire(settle),
-            self._share_bp,
+        used = settle.usage
+        usage = Usage(used.prompt_tokens, used.completion_tokens, used.cached_prompt_tokens, used.reasoning_tokens)
+        outcome, usage, charge, fee, segments, pays = decide(
+            settle.outcome, promised, usage, wire.segments_from_wire(settle), self._share_bp
         )
-        terms = Terms(
-            ticket.account_id,
-            ticket.key_id,
-            ticket.model_id,
-            ticket.model_revision,
-            settle.reason[:MAX_REASON_CHARACTERS],
-            ticket.modality,
-            settled.outcome,
-            settle.source,
-            *price,
-        )
-        charge_id = SETTLE_CHARGE.id_bytes(job_id)
-        place = batch.add_job(job_id, charge_id, SETTLE_SHORTFALL.id_bytes(job_id), terms, promised.hold, settled)
-        pays = self._add_segments(batch, place, job_id, settle, settled)
+        terms = batch.number_of_terms((
+            ticket.account_id, ticket.key_id, ticket.model_id, ticket.model_revision, settle.reason[:MAX_REASON_CHARACTERS],
+            ticket.modality, outcome, settle.source, *price,
+        ))  # fmt: skip
+        batch.job_ids.append(job_id)
+        batch.charge_ids.append(SETTLE_CHARGE.digest(job_id))
+        batch.shortfall_ids.append(SETTLE_SHORTFALL.digest(job_id))
+        batch.jobs.append((terms, *usage, charge, fee, promised.hold))
+        place = len(batch.jobs)
+        paid = _add_segments(batch, place, job_id, settle, segments, pays) if segments else ()
         for count in settle.node_counts[:MAX_COUNTS]:
-            if count.fence <= INT64_MAX:
-                batch.add_count(place, count.fence, *wire.usage_from_wire(count.usage))
-        return Decided(place, wire.settled_to_wire(settled.charge, settled.fee, wire_price, pays, repeated=False))
+            fence = count.fence
+            if fence <= INT64_MAX:
+                seen = count.usage
+                batch.counts.append((
+                    place, fence, seen.prompt_tokens, seen.completion_tokens, seen.cached_prompt_tokens, seen.reasoning_tokens,
+                ))  # fmt: skip
+        return wire.settled_to_wire(charge, fee, wire_price, paid, repeated=False)
 
-    @staticmethod
-    def _add_segments(
-        batch: SettleBatch, place: int, job_id: bytes, settle: Settle, settled: Settlement
-    ) -> list[tuple[int, int]]:
-        """Adds what the decision kept; (fence, pay) of each."""
-        pays = []
-        builds = {paid.segment.fence: paid.build for paid in reversed(settle.segments)} if settled.segments else {}
-        for segment, pay in zip(settled.segments, settled.pays, strict=True):
-            fence = segment.fence
-            build = builds[fence]
-            maker = Maker(
-                segment.provider_id, segment.node_id, build.quantisation, build.engine_name, build.engine_version
-            )
-            pay_id = SETTLE_PAY.id_bytes(pay_key(job_id, fence))
-            batch.add_segment(place, maker, fence, segment.start, segment.end, pay, pay_id)
-            pays.append((fence, pay))
-        return pays
+
+def _add_segments(
+    batch: SettleBatch, place: int, job_id: bytes, settle: Settle, segments: Sequence[Segment], pays: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Adds the segments that the decision kept; (fence, pay) of each."""
+    sent = settle.segments
+    builds = {paid.segment.fence: paid.build for paid in reversed(sent)} if len(sent) > 1 else None
+    paid = []
+    for (fence, start, end, provider_id, node_id), pay in zip(segments, pays, strict=True):
+        build = sent[0].build if builds is None else builds[fence]
+        maker = batch.number_of_maker(
+            (provider_id, node_id, build.quantisation, build.engine_name, build.engine_version)
+        )
+        batch.segments.append((place, maker, fence, start, end, pay))
+        batch.pay_ids.append(SETTLE_PAY.digest(pay_key(job_id, fence)))
+        paid.append((fence, pay))
+    return paid

@@ -4,7 +4,7 @@ Not the pool: a pool resets a connection after each use, a round trip per batch,
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -92,20 +92,25 @@ def _literal(values: Sequence[int | None]) -> str:
     return "{" + _encode(values)[1:-1].decode() + "}"
 
 
+def _columns(rows: Sequence[tuple[int, ...]], count: int) -> Iterable[Sequence[int]]:
+    return zip(*rows, strict=True) if rows else ((),) * count
+
+
 def parameters(batch: SettleBatch) -> list[Any]:
     """The parameters of settle_sql.SETTLE, in its order."""
-    terms: list[Any] = [[term[at] for term in batch.terms] for at in range(12)]
-    terms[5:] = map(_literal, terms[5:])
+    terms = list(zip(*batch.terms, strict=True)) or [()] * 12
+    makers = list(zip(*batch.makers, strict=True)) or [()] * 5
     return [
-        *terms,
-        *map(_literal, batch.jobs),
+        *terms[:5],
+        *map(_literal, terms[5:]),
+        *map(_literal, _columns(batch.jobs, 8)),
         b"".join(batch.job_ids),
         b"".join(batch.charge_ids),
         b"".join(batch.shortfall_ids),
-        *([maker[at] for maker in batch.makers] for at in range(5)),
-        *map(_literal, batch.segments),
+        *makers,
+        *map(_literal, _columns(batch.segments, 6)),
         b"".join(batch.pay_ids),
-        *map(_literal, batch.counts),
+        *map(_literal, _columns(batch.counts, 6)),
     ]
 
 

@@ -5,10 +5,10 @@ lock the balances that they touch, by name; share out what each buyer has over h
 segments, node counts and transfers; add up the transfers per account and move each balance once. Jobs that were settled
 before fall out at the first step and are told by the answer: only jobs of this batch's own inserts reach the money.
 
-Two things are not taste. Balances are inserted apart from updating them, because PostgreSQL tests CHECK constraints on the row
-proposed to INSERT ... ON CONFLICT DO UPDATE, and a debit alone is a negative balance. And they are updated from what `locked` read,
-not from the row itself: an UPDATE tests its CHECK constraints once with the row of its snapshot before it notices that a credit was
-committed meanwhile and looks again.
+Two things are not taste. Balances are inserted apart from updating them, because PostgreSQL tests CHECK constraints on
+the row proposed to INSERT ... ON CONFLICT DO UPDATE, and a debit alone is a negative balance. And they are updated from
+what `locked` read, not from the row itself: an UPDATE tests its CHECK constraints once with the row of its snapshot
+before it notices that a credit was committed meanwhile and looks again.
 """
 
 from typing import Final
@@ -16,7 +16,8 @@ from typing import Final
 # Parameters, in this order; the names are those of gpumesh_metering.store.SettleBatch. Kinds:
 # text: a text[]. Few of them: equal terms and makers of a batch are sent once, and jobs and segments refer to them by
 # number. int: the literal of a bigint[], as one text. PostgreSQL reads it faster than the driver encodes 200 integers
-# one by one (0.11 us each). ids: 16-byte ids one after the other in one bytea.
+# one by one (0.11 us each). ids: job ids (16 bytes) or transfers' digests (TransferIds.digest, 20 bytes), one after the
+# other in one bytea.
 TERMS: Final = ("account_id", "key_id", "model_id", "model_revision", "reason")
 TERMS_INT: Final = (
     "modality",
@@ -73,8 +74,8 @@ def _settle() -> str:
     return f"""
 WITH job AS MATERIALIZED (
     SELECT substr({job_ids}, (place::int - 1) * 16 + 1, 16) AS job_id,
-        substr({charge_ids}, (place::int - 1) * 16 + 1, 16) AS charge_id,
-        substr({shortfall_ids}, (place::int - 1) * 16 + 1, 16) AS shortfall_id, place, {columns}
+        substr({charge_ids}, (place::int - 1) * 20 + 1, 16) AS charge_id,
+        substr({shortfall_ids}, (place::int - 1) * 20 + 1, 16) AS shortfall_id, place, {columns}
     FROM {jobs} JOIN {terms} ON t.number = j.terms
 ), settled AS (
     INSERT INTO metering.settlements (job_id, {columns})
@@ -84,7 +85,7 @@ WITH job AS MATERIALIZED (
     SELECT job.job_id, account_id, charge_nano_usd, charge_id, shortfall_id, place FROM job JOIN settled USING (job_id)
 ), paid AS MATERIALIZED (
     SELECT fresh.job_id, fence, start_token, end_token, {", ".join(MAKERS)}, pay_nano_usd,
-        substr({pay_ids}, (line::int - 1) * 16 + 1, 16) AS pay_id
+        substr({pay_ids}, (line::int - 1) * 20 + 1, 16) AS pay_id
     FROM {segments} JOIN {makers} ON m.number = s.maker JOIN fresh USING (place)
 ), charged AS MATERIALIZED (
     SELECT * FROM fresh WHERE charge_nano_usd > 0
@@ -98,7 +99,8 @@ WITH job AS MATERIALIZED (
     WHERE (account, owner_id) IN (SELECT account, owner_id FROM touched)
     ORDER BY account, owner_id FOR UPDATE
 ), taken AS (
-    SELECT charged.*, greatest(0, least(charge_nano_usd, coalesce(posted - reserved, 0) + charge_nano_usd - sum(charge_nano_usd)
+    SELECT charged.*, greatest(0, least(charge_nano_usd, coalesce(posted - reserved, 0) + charge_nano_usd -
+    sum(charge_nano_usd)
         OVER (PARTITION BY account_id ORDER BY place)))::bigint AS amount
     FROM charged LEFT JOIN locked ON locked.account = 'buyer:available' AND locked.owner_id = charged.account_id
 ), line AS (
@@ -113,17 +115,19 @@ WITH job AS MATERIALIZED (
 ), written AS (
     INSERT INTO metering.transfers (transfer_id, kind, debit_account, debit_owner, credit_account, credit_owner,
         amount_nano_usd, purpose, job_id)
-    SELECT encode(id, 'hex')::uuid, 1, debit_account, debit_owner, credit_account, credit_owner, amount, purpose, job_id
-    FROM line RETURNING debit_account, debit_owner, credit_account, credit_owner, amount_nano_usd
+    -- The first half of a SHA-1 with version 5 and variant 10 written into it: RFC 9562, 5.5.
+    SELECT encode(set_byte(set_byte(id, 6, get_byte(id, 6) & 15 | 80), 8, get_byte(id, 8) & 63 | 128), 'hex')::uuid, 1,
+    debit_account, debit_owner, credit_account, credit_owner, amount, purpose, job_id FROM line RETURNING debit_account,
+    debit_owner, credit_account, credit_owner, amount_nano_usd
 ), delta AS (
     SELECT account, owner_id, sum(amount)::bigint AS amount FROM (
         SELECT debit_account, debit_owner, -amount_nano_usd FROM written
         UNION ALL SELECT credit_account, credit_owner, amount_nano_usd FROM written) AS side(account, owner_id, amount)
     GROUP BY account, owner_id
 ), moved AS (
-    UPDATE metering.balances AS b SET posted_nano_usd = posted + amount, reserved_nano_usd = reserved, version = locked.version + 1
-    FROM delta JOIN locked USING (account, owner_id) WHERE b.account = delta.account AND b.owner_id = delta.owner_id
-    RETURNING b.account, b.owner_id, b.posted_nano_usd - b.reserved_nano_usd AS available, b.version
+    UPDATE metering.balances AS b SET posted_nano_usd = posted + amount, reserved_nano_usd = reserved, version =
+    locked.version + 1 FROM delta JOIN locked USING (account, owner_id) WHERE b.account = delta.account AND b.owner_id =
+    delta.owner_id RETURNING b.account, b.owner_id, b.posted_nano_usd - b.reserved_nano_usd AS available, b.version
 ), opened AS (
     INSERT INTO metering.balances AS b (account, owner_id, posted_nano_usd)
     SELECT account, owner_id, amount FROM delta

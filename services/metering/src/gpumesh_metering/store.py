@@ -12,45 +12,27 @@ from typing import NamedTuple, Protocol
 
 from gpumesh_metering.domain.ledger import Transfer
 from gpumesh_metering.domain.pricing import Price
-from gpumesh_metering.domain.settlement import Settlement
 
 
 class StoreRefusedError(Exception):
     """The database refuses this content, now and later: some value in it is out of range or breaks a constraint."""
 
 
-class Terms(NamedTuple):
-    """What many jobs of a batch share: buyer, model, price, and how they ended. Sent to the database once per batch."""
-
-    account_id: str
-    key_id: str
-    model_id: str
-    model_revision: str
-    reason: str
-    modality: int
-    outcome: int
-    source: int
-    price_version: int
-    input_price: int
-    output_price: int
-    cached_input_price: int | None
-
-
-class Maker(NamedTuple):
-    """Who produced a segment, and how."""
-
-    provider_id: str
-    node_id: str
-    quantisation: str
-    engine_name: str
-    engine_version: str
+# What many jobs of a batch share: buyer, model, price, and how they ended; sent to the database once per batch. In order: account id,
+# key id, model id, model revision, reason, modality, outcome, source, price version, input, output and cached input price. Plain tuples
+# here and below: a named one costs as much as verifying half a seal.
+Terms = tuple[str, str, str, str, str, int, int, int, int, int, int, int | None]
+# Who produced a segment, and how: provider id, node id, quantisation, engine name, engine version.
+Maker = tuple[str, str, str, str, str]
 
 
 @dataclass(slots=True)
 class SettleBatch:
-    """Jobs to settle in one transaction, as columns: no object per row. Places, terms and makers count from 1.
+    """Jobs to settle in one transaction. Places, terms and makers count from 1.
 
-    jobs, segments and counts: one list per column of settle_sql.JOB_INT, SEGMENT_INT and COUNT_INT. Ids: 16 bytes each.
+    job_ids: 16 bytes each. charge_ids, shortfall_ids: digests of a job's transfers; pay_ids: one per segment (TransferIds.digest).
+    jobs: (terms, prompt, completion, cached and reasoning tokens, charge, fee, hold). segments: (place of the job, maker, fence, start,
+    end, pay). counts: (place of the job, fence, prompt, completion, cached and reasoning tokens). Amounts in nano-USD.
     """
 
     terms: dict[Terms, int] = field(default_factory=dict)
@@ -59,52 +41,17 @@ class SettleBatch:
     charge_ids: list[bytes] = field(default_factory=list)
     shortfall_ids: list[bytes] = field(default_factory=list)
     pay_ids: list[bytes] = field(default_factory=list)
-    jobs: tuple[list[int], ...] = field(default_factory=lambda: tuple([] for _ in range(8)))
-    segments: tuple[list[int], ...] = field(default_factory=lambda: tuple([] for _ in range(6)))
-    counts: tuple[list[int], ...] = field(default_factory=lambda: tuple([] for _ in range(6)))
+    jobs: list[tuple[int, int, int, int, int, int, int, int]] = field(default_factory=list)
+    segments: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    counts: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
 
-    def add_job(
-        self, job_id: bytes, charge_id: bytes, shortfall_id: bytes, terms: Terms, hold: int, settled: Settlement
-    ) -> int:
-        """Adds a job; its place. Segments and counts of it follow with that place."""
-        known = self.terms
-        number = known.get(terms)
-        if number is None:
-            number = known[terms] = len(known) + 1
-        usage = settled.usage
-        columns = self.jobs
-        columns[0].append(number)
-        columns[1].append(usage.prompt)
-        columns[2].append(usage.completion)
-        columns[3].append(usage.cached)
-        columns[4].append(usage.reasoning)
-        columns[5].append(settled.charge)
-        columns[6].append(settled.fee)
-        columns[7].append(hold)
-        self.charge_ids.append(charge_id)
-        self.shortfall_ids.append(shortfall_id)
-        self.job_ids.append(job_id)
-        return len(self.job_ids)
+    def number_of_terms(self, terms: Terms) -> int:
+        """The number of these terms in this batch."""
+        return self.terms.setdefault(terms, len(self.terms) + 1)
 
-    def add_segment(self, place: int, maker: Maker, fence: int, start: int, end: int, pay: int, pay_id: bytes) -> None:
-        """Adds a segment of the job at `place`. Tokens [start, end), pay in nano-USD."""
-        known = self.makers
-        number = known.get(maker)
-        if number is None:
-            number = known[maker] = len(known) + 1
-        columns = self.segments
-        columns[0].append(place)
-        columns[1].append(number)
-        columns[2].append(fence)
-        columns[3].append(start)
-        columns[4].append(end)
-        columns[5].append(pay)
-        self.pay_ids.append(pay_id)
-
-    def add_count(self, place: int, fence: int, prompt: int, completion: int, cached: int, reasoning: int) -> None:
-        """Adds what a node counted for the job at `place`."""
-        for column, value in zip(self.counts, (place, fence, prompt, completion, cached, reasoning), strict=True):
-            column.append(value)
+    def number_of_maker(self, maker: Maker) -> int:
+        """The number of this maker in this batch."""
+        return self.makers.setdefault(maker, len(self.makers) + 1)
 
 
 class BuyerBalance(NamedTuple):

@@ -13,12 +13,11 @@ from gpumesh.common.v1.job_pb2 import Charge, JobOutcome, SealedTicket, Ticket, 
 from gpumesh.common.v1.job_pb2 import Price as WirePrice
 from gpumesh.metering.v1 import balance_service_pb2 as balance
 from gpumesh.metering.v1 import ledger_service_pb2 as ledger
-from gpumesh.metering.v1.settlement_service_pb2 import SegmentPay, Settle, Settled
+from gpumesh.metering.v1.settlement_service_pb2 import Settle, Settled
 from gpumesh_metering.domain.ledger import INT64_MAX
 from gpumesh_metering.domain.pricing import MAX_PRICE, Price
 from gpumesh_metering.domain.settlement import MAX_HOLD, Segment
 from gpumesh_metering.domain.settlement import Terms as TicketTerms
-from gpumesh_metering.domain.settlement import Usage as UsageCount
 from gpumesh_metering.store import BuyerBalance, StoredSettlement, UsageRow
 
 TICKET_CONTEXT: Final = b"gpumesh-ticket-v1"
@@ -86,11 +85,6 @@ def terms_from_wire(ticket: Ticket, price: Price) -> TicketTerms:
     return terms
 
 
-def usage_from_wire(usage: Usage) -> UsageCount:
-    """Token counts."""
-    return UsageCount(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
-
-
 def segments_from_wire(settle: Settle) -> list[Segment]:
     """The segments, in the order sent."""
     found = []
@@ -102,11 +96,18 @@ def segments_from_wire(settle: Settle) -> list[Segment]:
 
 def settled_to_wire(charge: int, fee: int, price: WirePrice, pays: Sequence[tuple[int, int]], repeated: bool) -> bytes:
     """A Settled, encoded. pays: (fence, nano-USD)."""
-    return Settled(
-        charge=Charge(amount_nano_usd=charge, provider_nano_usd=charge - fee, fee_nano_usd=fee, price=price),
-        pays=[SegmentPay(fence=fence, pay_nano_usd=pay) for fence, pay in pays],
-        repeated_settlement=repeated,
-    ).SerializeToString()
+    # Field by field: keyword arguments of nested messages take twice as long.
+    settled = Settled(repeated_settlement=True) if repeated else Settled()
+    money = settled.charge
+    money.amount_nano_usd = charge
+    money.provider_nano_usd = charge - fee
+    money.fee_nano_usd = fee
+    money.price.CopyFrom(price)
+    for fence, pay in pays:
+        line = settled.pays.add()
+        line.fence = fence
+        line.pay_nano_usd = pay
+    return settled.SerializeToString()
 
 
 def stored_to_wire(stored: StoredSettlement, fences: frozenset[int] | None = None) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from gpumesh_metering import wire
-from gpumesh_metering.intake import Decided, Intake, Receipt, Refused
+from gpumesh_metering.intake import Intake, Receipt, Refused
 from gpumesh_metering.store import BuyerBalance, Evidence, SettleBatch, SettleStore, StoreRefusedError
 from gpumesh_runtime.clock import Clock
 from gpumesh_runtime.errors import Reason, Unavailable, as_mesh_error
@@ -196,8 +196,8 @@ class GroupCommitWriter:
                 # dies of it for ever.
                 as_mesh_error(err)  # logs it
                 raise StoreRefusedError(type(err).__name__) from err
-            if type(verdict) is Decided:
-                decided.append((item, verdict.answer))
+            if type(verdict) is bytes:
+                decided.append((item, verdict))
             elif type(verdict) is Refused:
                 refused.append((item, verdict))
             elif type(verdict) is Receipt:

@@ -79,6 +79,7 @@ class Settlement(NamedTuple):
 
 
 _NOTHING: Final = Usage()
+_OUTCOMES: Final = {int(outcome): outcome for outcome in Outcome}
 
 
 def prompt_bound(estimate: int) -> int:
@@ -94,25 +95,34 @@ def decide(
     """
     kept = sound_segments(segments)
     limit = terms.max_output_tokens
-    reach = kept[-1].end if kept else 0
-    if outcome not in {Outcome.COMPLETED, Outcome.CANCELLED} or not kept:
+    ended = _OUTCOMES.get(outcome, Outcome.FAILED)
+    if ended is Outcome.FAILED or not kept:
         # Kept as a record of what was delivered, within the ticket's limit; nobody is paid for it.
         segments = _clip(kept, limit)
-        ended = Outcome(outcome) if outcome in {Outcome.COMPLETED, Outcome.CANCELLED} else Outcome.FAILED
         return Settlement(ended, _NOTHING, 0, 0, segments, [0] * len(segments))
-    prompt = max(0, min(usage.prompt, prompt_bound(terms.input_tokens_estimate)))
-    completion = max(0, min(usage.completion, limit, reach))
-    cached = max(0, min(usage.cached, prompt))
-    billed = Usage(prompt, completion, cached, max(0, min(usage.reasoning, completion)))
+    # Comparisons in place of min() and max(): this runs once per job, and eight calls cost as much as the seal's verification.
+    prompt, completion, cached, reasoning = usage
+    bound = prompt_bound(terms.input_tokens_estimate)
+    reach = kept[-1].end
+    if prompt > bound:
+        prompt = bound
+    if completion > limit:
+        completion = limit
+    if completion > reach:
+        completion = reach
+    if prompt < 0 or completion < 0 or cached or reasoning:
+        prompt, completion = max(0, prompt), max(0, completion)
+        cached, reasoning = max(0, min(cached, prompt)), max(0, min(reasoning, completion))
+    billed = Usage(prompt, completion, cached, reasoning)
     segments = _clip(kept, completion) if reach != completion else kept
     charge = charge_of(terms.price, prompt, cached, completion, terms.hold)
     if len(segments) == 1:
         pays = [charge * share_bp // 10_000]
-        return Settlement(Outcome(outcome), billed, charge, charge - pays[0], segments, pays)
+        return Settlement(ended, billed, charge, charge - pays[0], segments, pays)
     weights = [(segment.end - segment.start) * terms.price.output for segment in segments]
     weights[0] += prompt * terms.price.input  # the prompt is charged once and paid to whom it was first sent
     pays = split(charge, share_bp, weights)
-    return Settlement(Outcome(outcome), billed, charge, charge - sum(pays), segments, pays)
+    return Settlement(ended, billed, charge, charge - sum(pays), segments, pays)
 
 
 def sound_segments(segments: Sequence[Segment]) -> Sequence[Segment]:
@@ -166,18 +176,18 @@ def transfers_of(job_id: bytes, account_id: str, settlement: Settlement, availab
     buyer = Account(BUYER_AVAILABLE, account_id)
     lines: list[Transfer] = []
     if taken:
-        lines.append(_direct(SETTLE_CHARGE.id_bytes(job_id), buyer, FEES, taken, "settle.charge", job_id))
+        lines.append(_direct(SETTLE_CHARGE.id(job_id), buyer, FEES, taken, "settle.charge", job_id))
     if settlement.charge > taken:
         rest = settlement.charge - taken
-        lines.append(_direct(SETTLE_SHORTFALL.id_bytes(job_id), INSURANCE, FEES, rest, "settle.shortfall", job_id))
+        lines.append(_direct(SETTLE_SHORTFALL.id(job_id), INSURANCE, FEES, rest, "settle.shortfall", job_id))
     for segment, pay in zip(settlement.segments, settlement.pays, strict=True):
         if pay:
             provider = Account(PROVIDER_PENDING, segment.provider_id)
             lines.append(
-                _direct(SETTLE_PAY.id_bytes(pay_key(job_id, segment.fence)), FEES, provider, pay, "settle.pay", job_id)
+                _direct(SETTLE_PAY.id(pay_key(job_id, segment.fence)), FEES, provider, pay, "settle.pay", job_id)
             )
     return lines
 
 
-def _direct(raw_id: bytes, debit: Account, credit: Account, amount: int, purpose: str, job_id: bytes) -> Transfer:
-    return Transfer(uuid.UUID(bytes=raw_id), TransferKind.DIRECT, debit, credit, amount, purpose, job_id=job_id)
+def _direct(id_: uuid.UUID, debit: Account, credit: Account, amount: int, purpose: str, job_id: bytes) -> Transfer:
+    return Transfer(id_, TransferKind.DIRECT, debit, credit, amount, purpose, job_id=job_id)

@@ -13,21 +13,25 @@ class TransferIds:
 
     def __init__(self, kind: str) -> None:
         self.namespace = uuid.uuid5(_ROOT, kind)
-        # A hash that has already read the namespace: copying it is cheaper than hashing again (0.9 us an id, uuid.uuid5
-        # 2.6 us).
+        # A hash that has already read the namespace: copying it is cheaper than hashing it again.
         self._start: Any = hashlib.sha1(self.namespace.bytes, usedforsecurity=False)
 
-    def id_bytes(self, key: bytes) -> bytes:
-        """16 bytes: RFC 9562 version 5, variant 10."""
+    def digest(self, key: bytes) -> bytes:
+        """20 bytes, of which the first 16 make the id once version and variant are set: id() does, or the settle statement.
+
+        0.2 us; uuid.uuid5 takes 2, and a settlement needs three.
+        """
         digest = self._start.copy()
         digest.update(key)
-        raw = digest.digest()
-        return b"%b%c%c%c%b" % (raw[:6], raw[6] & 0x0F | 0x50, raw[7], raw[8] & 0x3F | 0x80, raw[9:16])
+        made: bytes = digest.digest()
+        return made
 
     def id(self, key: bytes) -> uuid.UUID:
-        """The same as uuid.UUID."""
-        return uuid.UUID(bytes=self.id_bytes(key))
+        """The id."""
+        return uuid.UUID(bytes=self.digest(key)[:16], version=5)
 
+
+DIGEST_BYTES: Final = 20
 
 # Buyer pays a job; key: job id.
 SETTLE_CHARGE: Final = TransferIds("settle.charge")
