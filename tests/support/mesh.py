@@ -19,6 +19,9 @@ from typing import Any, Final
 import aiohttp
 import asyncpg
 
+from gpumesh_client.operator import Operator
+from gpumesh_runtime.error_types import MeshError
+from gpumesh_runtime.tls import TlsIdentity
 from tests.support.ports import free_port_block
 
 _BIN: Final = Path(sys.executable).parent
@@ -51,6 +54,13 @@ class Mesh:
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.tails()}"
         self.client = json.loads((self.home / "client.json").read_text())
         self.operator = json.loads((self.home / "operator.json").read_text())
+        asyncio.run(self._probe_settled())
+
+    async def _probe_settled(self) -> None:
+        """The launcher's own first request is settled in the background; tests count from after it."""
+        async with asyncio.timeout(20):
+            while not await self.settlements():
+                await asyncio.sleep(0.02)
 
     def local(self, *args: str) -> "subprocess.CompletedProcess[str]":
         """Runs the launcher and returns when it does."""
@@ -102,6 +112,14 @@ class Mesh:
 
         await until(lambda: new_pid() != 0, timeout_s)
         return new_pid()
+
+    def node_name(self, node_id: str) -> str:
+        """The process that runs a node."""
+        for folder in (self.home / "nodes").iterdir():
+            identity = TlsIdentity(folder / "node.crt", folder / "node.key", folder / "ca.crt").identity
+            if identity.node_id == node_id:
+                return folder.name
+        raise LookupError(node_id)
 
     # --- HTTP -------------------------------------------------------------------------------------------------------------
 
@@ -162,7 +180,11 @@ class Mesh:
         """The invariants hold."""
         done = subprocess.run(
             [_BIN / "gpumesh-metering", "check"],
-            env={**self.env, "GPUMESH_METERING_DATABASE_URL": self.operator["database_url"]},
+            env={
+                **self.env,
+                "GPUMESH_METERING_DATABASE_URL": self.operator["database_url"],
+                "GPUMESH_METERING_KEY_RING": str(next((self.home / "secrets").glob("tickets.json"))),
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -187,3 +209,47 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+class Nodes:
+    """What the scheduler says of its nodes, over the operator's RPCs."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._operator = Operator.from_file(mesh.home / "operator.json", timeout_s=5.0)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._operator.close()
+
+    async def ready(self, count: int, timeout_s: float = 30.0) -> None:
+        """Waits until so many nodes are ready. A scheduler that is away counts as none."""
+        async with asyncio.timeout(timeout_s):
+            while len(await self.states("ready")) < count:
+                await asyncio.sleep(0.05)
+
+    async def states(self, state: str) -> list[str]:
+        """Ids of the nodes in a state."""
+        return [node.node_id for node in await self._list() if node.state == state]
+
+    async def running(self) -> dict[str, int]:
+        """Jobs by node id."""
+        return {node.node_id: node.running_jobs for node in await self._list()}
+
+    async def busy(self, jobs: int = 1, timeout_s: float = 10.0) -> str:
+        """Waits until so many jobs run; returns the node with the most."""
+        async with asyncio.timeout(timeout_s):
+            while sum((running := await self.running()).values()) < jobs:
+                await asyncio.sleep(0.01)
+        return max(running, key=lambda node: running[node])
+
+    async def idle(self, timeout_s: float = 10.0) -> None:
+        """Waits until no job runs."""
+        async with asyncio.timeout(timeout_s):
+            while any((await self.running()).values()):
+                await asyncio.sleep(0.01)
+
+    async def _list(self) -> list[Any]:
+        try:
+            return list(await asyncio.to_thread(self._operator.list_nodes))
+        except MeshError:
+            return []
