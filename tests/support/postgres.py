@@ -122,13 +122,15 @@ class PostgresServer:
             data,
             *(part for key, value in settings.items() for part in ("-c", f"{key}={value}")),
         ]
+        run_as = self._run_as()
         if guard := shutil.which("setpriv"):
-            # The server must not outlive a test run that is killed.
-            command = [guard, "--pdeathsig", "INT", "--", *command]
+            # The server must not outlive a test run that is killed. And setpriv, not Popen, changes the user: with user= Popen forks instead
+            # of vforking, and gRPC's fork handlers abort such a child now and then ("Check failed: next_worker->state == KICKED").
+            rights = [f"--reuid={self._user[1]}", f"--regid={self._user[2]}", "--clear-groups"] if self._user else []
+            command = [guard, *rights, "--pdeathsig", "INT", "--", *command]
+            run_as = {}
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd="/", start_new_session=True, **self._run_as()
-            )  # type: ignore[call-overload]  # see above
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True, **run_as)  # type: ignore[call-overload]  # see above
         self._wait()
         return self
 
@@ -162,9 +164,14 @@ class PostgresServer:
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops the server. SIGINT: fast shutdown. SIGKILL or SIGQUIT: as a crash."""
         if self._process is not None:
+            children = _children(self._process.pid)
             self._process.send_signal(how)
             self._process.wait(20)
             self._process = None
+            # After a kill the backends live on for a moment and still answer; a new server could not start beside them.
+            end = time.monotonic() + 20
+            while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
+                time.sleep(0.01)
 
     def remove(self) -> None:
         """Stops the server and deletes its data."""
@@ -175,6 +182,19 @@ class PostgresServer:
         """A name for a database that does not exist yet."""
         self._databases += 1
         return f"test_{os.getpid()}_{self._databases}"
+
+
+def _children(parent: int) -> list[int]:
+    """Process ids whose parent this is; empty where /proc is not."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended while we looked
+        if int(fields[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
