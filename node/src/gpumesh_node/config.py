@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 from pydantic_settings import NoDecode
 
 from gpumesh_runtime.config import CommaList, Settings, settings_config
@@ -108,13 +119,29 @@ class MockSpec(_Spec):
 EngineSpec = Annotated[OpenAiSpec | LlamaCppSpec | MockSpec, Field(discriminator="kind")]
 
 
-def _from_json(value: object) -> object:
-    if not isinstance(value, str):
-        return value
+_ENGINES: TypeAdapter[tuple[EngineSpec, ...]] = TypeAdapter(tuple[EngineSpec, ...])
+
+
+def _engines(value: object) -> object:
+    """The JSON list as specs. Raises ValueError that says which entry's which key is wrong, never a value: it may be a secret."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as err:
+            raise ValueError(f"must be a JSON list: {err.msg} at character {err.pos}") from None
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as err:
-        raise ValueError(f"must be a JSON list: {err.msg} at character {err.pos}") from None
+        return _ENGINES.validate_python(value)
+    except ValidationError as err:
+        raise ValueError("; ".join(_where(error) for error in err.errors())) from None
+
+
+def _where(error: ErrorDetails) -> str:
+    """`entry 1, openai.slots: input should be ...`."""
+    first, *rest = error["loc"] or ("list",)
+    entry = f"entry {first + 1}" if isinstance(first, int) else str(first)
+    place = ".".join(str(part) for part in rest)
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{entry}{', ' if place else ''}{place}: {message[0].lower() + message[1:]}"
 
 
 class NodeSettings(Settings):
@@ -139,7 +166,7 @@ class NodeSettings(Settings):
     scheduler_server_name: str = Field(
         "", description="Name in the schedulers' certificates, where it differs from the host."
     )
-    engines: Annotated[tuple[EngineSpec, ...], NoDecode, BeforeValidator(_from_json)] = Field(
+    engines: Annotated[tuple[EngineSpec, ...], NoDecode, BeforeValidator(_engines)] = Field(
         description="JSON list of engines, see docs/how-to/add-an-engine.md."
     )
     drain_s: float = Field(
