@@ -33,6 +33,7 @@ from gpumesh_runtime.rpc.server import Server
 from tests.support.certificates import Certificates
 
 LOOPBACK = "127.0.0.1"
+RUNNING = FinishReason.FINISH_REASON_UNSPECIFIED
 FEATURES = [
     Feature.FEATURE_TOOLS,
     Feature.FEATURE_STRUCTURED,
