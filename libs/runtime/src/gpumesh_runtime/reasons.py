@@ -174,7 +174,6 @@ _BY_CODE: Final[dict[str, tuple[Reason, ...]]] = {
         Reason.FEATURE_UNSUPPORTED,
         Reason.UNSUPPORTED_MEDIA_TYPE,
         Reason.PAYLOAD_TOO_LARGE,
-        Reason.CERTIFICATE_INVALID,
         Reason.ENGINE_REJECTED,
         Reason.PROTOCOL_ERROR,
         Reason.NODE_PROTOCOL_ERROR,
@@ -207,9 +206,14 @@ _BY_CODE: Final[dict[str, tuple[Reason, ...]]] = {
         Reason.REVOKED_API_KEY,
         Reason.EXPIRED_API_KEY,
         Reason.ENROLMENT_TOKEN_INVALID,
+        Reason.CERTIFICATE_INVALID,
+    ),
+    "PERMISSION_DENIED": (
+        Reason.PERMISSION_DENIED,
+        Reason.ACCOUNT_SUSPENDED,
+        Reason.TICKET_INVALID,
         Reason.NODE_REVOKED,
     ),
-    "PERMISSION_DENIED": (Reason.PERMISSION_DENIED, Reason.ACCOUNT_SUSPENDED, Reason.TICKET_INVALID),
     "RESOURCE_EXHAUSTED": (
         Reason.RESOURCE_EXHAUSTED,
         Reason.RATE_LIMITED,
