@@ -12,12 +12,13 @@ from gpumesh_runtime.sealing import KeyRing
 from gpumesh_scheduler.domain.nouns import Party
 from gpumesh_scheduler.domain.session import Try
 from gpumesh_scheduler.domain.tickets import Ticket
-from gpumesh_scheduler.wire import MOST_TOKENS, build_from_wire, build_to_wire
+from gpumesh_scheduler.wire import MOST_TOKENS, build_from_wire, fill_build
 
 _TICKET: Final = b"gpumesh-ticket-v1"
 _RECEIPT: Final = b"gpumesh-receipt-v1"
 _NANO: Final = 1_000_000_000
-_MOST_CLAIMS: Final = 20_000
+# Twice the most sessions; a party is forgotten only to be encoded again.
+_MOST_PARTIES: Final = 40_000
 _NO_FEATURES: Final[frozenset[int]] = frozenset()
 
 
@@ -35,8 +36,9 @@ class Seals:
 
     def __init__(self, ring: KeyRing) -> None:
         self._ring = ring
-        # One claim per party, filled in for each try: building it anew costs three times as much.
-        self._claims: dict[Party, ReceiptClaim] = {}
+        # The part of a claim that a party's tries share, encoded: encodings of parts, one after the other, are the encoding of the whole.
+        self._parties: dict[Party, bytes] = {}
+        self._stamp: tuple[int, bytes] = (0, b"")
 
     def open_ticket(self, sealed: bytes) -> Ticket:
         """A ticket whose seal is ours. Raises PermissionDenied (TICKET_INVALID)."""
@@ -65,22 +67,26 @@ class Seals:
         )
 
     def receipt_token(self, attempt: Try, settle_by_ns: int) -> bytes:
-        """What a try's node may claim: no trace of the buyer."""
-        claim = self._claims.get(attempt.party) or self._new_claim(attempt.party)
-        claim.job_id = attempt.job_id
-        claim.fence = attempt.fence
-        claim.settle_by_time.seconds = settle_by_ns // _NANO
-        claim.settle_by_time.nanos = settle_by_ns % _NANO
-        body = claim.SerializeToString()
+        """What a try's node may claim, until settle_by (whole seconds): no trace of the buyer."""
+        party = attempt.party
+        shared = self._parties.get(party) or self._encode_party(party)
+        seconds = settle_by_ns // _NANO
+        if self._stamp[0] != seconds:
+            claim = ReceiptClaim()
+            claim.settle_by_time.seconds = seconds
+            self._stamp = seconds, claim.SerializeToString()
+        own = ReceiptClaim(job_id=attempt.job_id, fence=attempt.fence).SerializeToString()
+        body = own + shared + self._stamp[1]
         key_id, mac = self._ring.seal(_RECEIPT, body)
         return ReceiptToken(key_id=key_id, body=body, mac=mac).SerializeToString()
 
-    def _new_claim(self, party: Party) -> ReceiptClaim:
-        if len(self._claims) >= _MOST_CLAIMS:
-            self._claims.clear()
-        claim = ReceiptClaim(provider_id=party.provider_id, node_id=party.node_id, build=build_to_wire(party.build))
-        self._claims[party] = claim
-        return claim
+    def _encode_party(self, party: Party) -> bytes:
+        if len(self._parties) >= _MOST_PARTIES:
+            self._parties.clear()
+        claim = ReceiptClaim(provider_id=party.provider_id, node_id=party.node_id)
+        fill_build(claim.build, party.build)
+        encoded = self._parties[party] = claim.SerializeToString()
+        return encoded
 
     def open_receipt(self, token: bytes) -> Claim | None:
         """A token that a scheduler of this mesh gave out; None for anything else."""

@@ -3,13 +3,11 @@
 What comes from nodes is checked against named bounds: they are strangers. NodeBreachError says that their session must end.
 """
 
-from functools import lru_cache
 from typing import Final
 
-from gpumesh.common.v1.job_pb2 import Feature, JobOutcome, ModelBuild
-from gpumesh.common.v1.job_pb2 import Segment as SegmentMessage
+from gpumesh.common.v1.job_pb2 import Feature, ModelBuild
 from gpumesh.common.v1.job_pb2 import Usage as UsageMessage
-from gpumesh.metering.v1.settlement_service_pb2 import EvidenceSource, NodeCount, PaidSegment, Settle, Settled
+from gpumesh.metering.v1.settlement_service_pb2 import EvidenceSource, Settle, Settled
 from gpumesh.node.v1.session_pb2 import ModelState, Offer, Status
 from gpumesh.scheduler.v1.capacity_service_pb2 import ModelCapacity
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered as DeliveredMessage
@@ -123,16 +121,13 @@ def build_from_wire(build: ModelBuild) -> Build:
     return told
 
 
-@lru_cache(maxsize=1024)
-def build_to_wire(build: Build) -> ModelBuild:
-    """As it came. The message is shared: whoever is given it copies it into a field and never changes it."""
-    return ModelBuild(
-        model_id=build.model_id,
-        revision=build.revision,
-        quantisation=build.quantisation,
-        engine_name=build.engine_name,
-        engine_version=build.engine_version,
-    )
+def fill_build(message: ModelBuild, build: Build) -> None:
+    """As it came."""
+    message.model_id = build.model_id
+    message.revision = build.revision
+    message.quantisation = build.quantisation
+    message.engine_name = build.engine_name
+    message.engine_version = build.engine_version
 
 
 def usage_from_node(usage: UsageMessage) -> Usage:
@@ -148,14 +143,12 @@ def usage_from_wire(usage: UsageMessage) -> Usage:
     return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
 
 
-def usage_to_wire(usage: Usage) -> UsageMessage:
+def fill_usage(message: UsageMessage, usage: Usage) -> None:
     """Counts as they are."""
-    return UsageMessage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_prompt_tokens=usage.cached_prompt_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-    )
+    message.prompt_tokens = usage.prompt_tokens
+    message.completion_tokens = usage.completion_tokens
+    message.cached_prompt_tokens = usage.cached_prompt_tokens
+    message.reasoning_tokens = usage.reasoning_tokens
 
 
 def delivered_from_wire(record: DeliveredMessage) -> Delivered:
@@ -170,29 +163,34 @@ def delivered_from_wire(record: DeliveredMessage) -> Delivered:
 
 
 def settle_to_wire(bill: Bill) -> bytes:
-    """Body of Settle."""
+    """Body of Settle. Filled in place: a message given to a constructor is copied by way of its encoding, three times as dear."""
     settle = Settle(
         ticket=bill.ticket,
         reason=bill.reason,
         receipt_only=bill.receipt_only,
         source=EvidenceSource.EVIDENCE_SOURCE_CALLER if bill.from_caller else EvidenceSource.EVIDENCE_SOURCE_RELAY,
-        usage=usage_to_wire(bill.usage),
-        segments=[_paid_segment(segment) for segment in bill.segments],
-        node_counts=[NodeCount(fence=fence, usage=usage_to_wire(usage)) for fence, usage in bill.counts.items()],
     )
     if bill.outcome is not None:
-        settle.outcome = JobOutcome.ValueType(bill.outcome)
+        settle.outcome = bill.outcome.value  # type: ignore[assignment]  # the numbers are the same; a test compares them
+    fill_usage(settle.usage, bill.usage)
+    for segment in bill.segments:
+        _add_segment(settle, segment)
+    for fence, usage in bill.counts.items():
+        fill_usage(settle.node_counts.add(fence=fence).usage, usage)
     return settle.SerializeToString()
 
 
-def _paid_segment(segment: Segment) -> PaidSegment:
-    run = SegmentMessage(fence=segment.fence, start_token=segment.start_token, end_token=segment.end_token)
+def _add_segment(settle: Settle, segment: Segment) -> None:
     party = segment.party
     if party is None:
-        return PaidSegment(segment=run)
-    return PaidSegment(
-        segment=run, provider_id=party.provider_id, node_id=party.node_id, build=build_to_wire(party.build)
-    )
+        paid = settle.segments.add()
+    else:
+        paid = settle.segments.add(provider_id=party.provider_id, node_id=party.node_id)
+        fill_build(paid.build, party.build)
+    run = paid.segment
+    run.fence = segment.fence
+    run.start_token = segment.start_token
+    run.end_token = segment.end_token
 
 
 def settled_from_wire(settled: Settled) -> tuple[int, dict[int, int], str]:

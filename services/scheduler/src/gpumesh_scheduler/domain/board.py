@@ -349,7 +349,9 @@ class Board:
         if job.committed:
             job.last_reason = reason.value
             job.current = None
-            self._fail(job, Reason.ANSWER_INTERRUPTED, "The node that was answering went away. You are not charged.", out)
+            self._fail(
+                job, Reason.ANSWER_INTERRUPTED, "The node that was answering went away. You are not charged.", out
+            )
         else:
             self._again(job, reason, now, out)
 
