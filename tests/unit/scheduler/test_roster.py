@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpumesh_runtime.error_types import Conflict, MeshError, Unauthenticated
+from gpumesh_runtime.error_types import Conflict, MeshError, PermissionDenied
 from gpumesh_runtime.reasons import Reason
 from gpumesh_scheduler.domain.choice.filters import Block
 from gpumesh_scheduler.domain.effects import EndSession
@@ -185,8 +185,9 @@ def test_a_revoked_nodes_session_ends_and_no_new_one_begins() -> None:
     assert books.of(EndSession)[0].reason is Reason.NODE_REVOKED
     assert job.state == JobState.QUEUED
     for node_id in ("n1", "n2"):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(PermissionDenied) as refusal:
             books.roster.check(node_id, 99)
+        assert refusal.value.reason is Reason.NODE_REVOKED
 
 
 def test_more_sessions_than_allowed_are_refused_with_a_time_to_come_back() -> None:
