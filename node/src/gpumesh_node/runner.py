@@ -5,26 +5,25 @@ is up, and stays in the job's outbox until the caller has passed it on, so that 
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from time import monotonic  # uvloop's own time() has milliseconds only
 from typing import Final
 
-from gpumesh.common.v1.link_pb2 import Failure, Item, ItemKind, Window
-from gpumesh.node.v1 import session_pb2
+from gpumesh.common.v1.link_pb2 import Item, Window
 from gpumesh_node import meters
 from gpumesh_node.desk import Desk, Running
-from gpumesh_node.domain.deltas import Delta
 from gpumesh_node.domain.failures import EngineFailure
-from gpumesh_node.domain.job import FLAG_LAST, Job, JobError, JobState, Offer, Receipt
+from gpumesh_node.domain.job import FLAG_LAST, Job, JobError, JobState, Receipt, spread
 from gpumesh_node.domain.models import ModelState, ServedModel
 from gpumesh_node.domain.offers import covers, refusal
 from gpumesh_node.domain.outbox import frame_cost
 from gpumesh_node.domain.request import EngineRequest
 from gpumesh_node.engines.base import Answer, Engine
+from gpumesh_node.outlet import Outlet
 from gpumesh_node.store import ReceiptStore
-from gpumesh_node.wire import build_to_wire, frames_of, offer_from_wire, usage_to_wire
+from gpumesh_node.wire import frames_of, offer_from_wire
 from gpumesh_runtime.errors import as_mesh_error
-from gpumesh_runtime.link import Link, LinkDown
+from gpumesh_runtime.link import Link
 from gpumesh_runtime.logs import get_logger
 from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.tracing import span
@@ -41,7 +40,7 @@ class Runner:
     """All jobs of this node."""
 
     def __init__(self, engines: Iterable[Engine], journal: ReceiptStore, *, orphan_s: float = ORPHAN_S) -> None:
-        self.link: Link | None = None
+        self._outlet = Outlet()
         self.draining = False
         self.jobs: dict[bytes, Running] = {}
         self._journal = journal
@@ -56,6 +55,11 @@ class Runner:
         self._orphan_timer: asyncio.TimerHandle | None = None
         # The loop itself refers to tasks weakly.
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def link(self) -> Link | None:
+        """The session, None while there is none."""
+        return self._outlet.link
 
     # --- what it has ----------------------------------------------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ class Runner:
 
     def attach(self, link: Link) -> None:
         """A session is up: goes on with what runs, from what callers have not passed on yet."""
-        self.link = link
+        self._outlet.link = link
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
             self._orphan_timer = None
@@ -106,7 +110,7 @@ class Runner:
 
     def detach(self) -> None:
         """The session is gone: jobs go on for orphan_s, then they are given up."""
-        self.link = None
+        self._outlet.link = None
         if self.jobs and self._orphan_timer is None:
             self._orphan_timer = self._loop.call_later(self._orphan_s, self._drop_orphans)
 
@@ -141,16 +145,16 @@ class Runner:
 
     # --- items ----------------------------------------------------------------------------------------------------------------
 
-    def on_offer(self, link: Link, item: Item) -> None:
+    def on_offer(self, item: Item) -> None:
         """Accepts or refuses at once. A repeat of a running offer is accepted again; a later try replaces an earlier one."""
         offer = offer_from_wire(item.id, item.fence, item.body)
         held = self.jobs.get(offer.job_id)
         if held is not None:
             if held.job.offer.fence == offer.fence:
-                self._accept(link, offer, 0)
+                self._outlet.accept(offer, 0)
                 return
             if held.job.offer.fence > offer.fence:
-                self._reject(link, offer, Reason.STALE_FENCE, "A later try of this job runs here.")
+                self._outlet.reject(offer, Reason.STALE_FENCE, "A later try of this job runs here.")
                 return
             self._give_up(held)
         desk = self._desks.get(offer.model_id)
@@ -159,14 +163,14 @@ class Runner:
             model = self._shown(model)
         refused = refusal(offer, model, desk.taken if desk is not None else 0, self.problem)
         if refused is not None or desk is None or model is None:
-            self._reject(link, offer, *(refused or (Reason.MODEL_UNAVAILABLE, "This node does not serve the model.")))
+            self._outlet.reject(offer, *(refused or (Reason.MODEL_UNAVAILABLE, "This node does not serve the model.")))
             return
         running = Running(Job(offer, monotonic()), desk, model, offer.window_bytes or _DEFAULT_WINDOW)
         self.jobs[offer.job_id] = running
         self._idle.clear()
         if offer.deadline_s > 0:
             running.timer = self._loop.call_later(offer.deadline_s, self._expire, running)
-        self._accept(link, offer, max(0, desk.taken + 1 - model.slots))
+        self._outlet.accept(offer, max(0, desk.taken + 1 - model.slots))
         if running.job.state is JobState.WAITING:
             self._start_or_wait(running)
 
@@ -196,12 +200,12 @@ class Runner:
         if running.window_event is not None:
             running.window_event.set()
 
-    def on_cancel(self, link: Link, item: Item) -> None:
+    def on_cancel(self, item: Item) -> None:
         """Stops a job and answers what it had done. A job that is not (or no longer) here is answered with nothing done."""
         running = self.jobs.get(item.id)
         if running is None:
             if not self._journal.holds(item.id):  # else Done is on its way, or a receipt: that is the answer
-                link.send_new(ItemKind.ITEM_KIND_CANCEL_ACK, id=item.id, fence=item.fence)
+                self._outlet.nothing_to_cancel(item.id, item.fence)
             return
         job = running.job
         if not covers(item.fence, job.offer.fence):
@@ -214,24 +218,11 @@ class Runner:
         self._stop(running)
         if receipt is not None:
             self._put(receipt)
-        offer = job.offer
-        ack = session_pb2.CancelAck(usage=usage_to_wire(usage), receipt_token=offer.receipt_token).SerializeToString()
-        link.send_new(
-            ItemKind.ITEM_KIND_CANCEL_ACK, id=offer.job_id, fence=offer.fence, seq=job.seq, tokens=job.tokens, body=ack
-        )
+        self._outlet.cancel_ack(job, usage)
         running.desk.meters.cancelled.value += 1
         self._forget(running)
 
-    # --- offers ---------------------------------------------------------------------------------------------------------------
-
-    def _reject(self, link: Link, offer: Offer, reason: Reason, message: str) -> None:
-        meters.REJECTS.labels(reason.value).add()
-        body = session_pb2.Reject(reason=reason.value, message=message).SerializeToString()
-        link.send_new(ItemKind.ITEM_KIND_REJECT, id=offer.job_id, fence=offer.fence, body=body)
-
-    def _accept(self, link: Link, offer: Offer, queued: int) -> None:
-        body = session_pb2.Accept(queued=queued).SerializeToString() if queued else b""
-        link.send_new(ItemKind.ITEM_KIND_ACCEPT, id=offer.job_id, fence=offer.fence, body=body)
+    # --- slots ----------------------------------------------------------------------------------------------------------------
 
     def _give_up(self, running: Running) -> None:
         """Ends a job without telling anybody: the scheduler has given it up, or is not there."""
@@ -278,11 +269,13 @@ class Runner:
                 answer = running.answer = await running.desk.engine.generate(request)
                 try:
                     while deltas := await answer.read():
-                        for body, part in frames_of(deltas):
+                        frames = frames_of(deltas)
+                        counts = spread(running.job.tokens, answer.tokens, [len(body) for body, _ in frames])
+                        for (body, part), tokens in zip(frames, counts, strict=True):
                             cost = frame_cost(len(body), len(part))
                             if not running.outbox.has_room(cost):
                                 await self._room(running, cost)
-                            self._send_frame(running, body, part, answer.tokens, cost)
+                            self._outlet.frame(running, body, part, tokens, cost, monotonic())
                     self._done(running, answer)
                 except BaseException:
                     answer.abort()
@@ -309,47 +302,17 @@ class Runner:
             await event.wait()
         running.window_event = None
 
-    def _send_frame(self, running: Running, body: bytes, deltas: Sequence[Delta], tokens: int, cost: int) -> None:
-        job = running.job
-        first = job.seq == 0
-        now = monotonic() if first else 0.0
-        header = job.frame(tokens, now, content=any(delta.has_content for delta in deltas))
-        if first:
-            running.desk.meters.first_output.observe(now - job.offered_at)
-        offer = job.offer
-        item = Item(
-            kind=ItemKind.ITEM_KIND_FRAME,
-            id=offer.job_id,
-            fence=offer.fence,
-            seq=header.seq,
-            tokens=header.tokens,
-            flags=header.flags,
-            body=body,
-        )
-        running.outbox.sent(header.seq, cost, item)
-        meters.FRAMES.value += 1
-        self._send(item)
-
     def _done(self, running: Running, answer: Answer) -> None:
         job, model_meters = running.job, running.desk.meters
         usage = answer.usage
-        receipt = job.done(usage)
-        self._put(receipt)
-        total = monotonic() - job.offered_at
-        done = session_pb2.Done(
-            usage=usage_to_wire(usage),
-            receipt_token=receipt.token,
-            build=build_to_wire(running.model),
-            timing=session_pb2.EngineTiming(
-                first_output_us=max(0, int((job.first_output_at - job.offered_at) * 1e6)), total_us=int(total * 1e6)
-            ),
-            seed=answer.seed,
-        )
-        self._send_final(running, ItemKind.ITEM_KIND_DONE, done.SerializeToString())
+        self._put(job.done(usage))
+        total_s = monotonic() - job.offered_at
+        if self._outlet.done(running, usage, answer.seed, total_s):
+            self._forget(running)
         model_meters.completed.value += 1
         model_meters.tokens.value += usage.completion_tokens
         model_meters.prompt_tokens.value += usage.prompt_tokens
-        model_meters.duration.observe(total)
+        model_meters.duration.observe(total_s)
 
     def _fail(self, running: Running, failure: EngineFailure) -> None:
         """Ends a job in failure and tells the scheduler. After content it is not retryable: another try would repeat what was read."""
@@ -360,10 +323,8 @@ class Runner:
         job.fail()
         meters.FAILURES.labels(running.desk.engine.name, failure.reason.value).add()
         running.desk.meters.failed.value += 1
-        body = Failure(
-            reason=failure.reason.value, message=failure.message, metadata=failure.metadata, retryable=retryable
-        )
-        self._send_final(running, ItemKind.ITEM_KIND_ERROR, body.SerializeToString())
+        if self._outlet.error(running, failure, retryable=retryable):
+            self._forget(running)
 
     def _expire(self, running: Running) -> None:
         """The deadline has passed."""
@@ -373,32 +334,6 @@ class Runner:
             )
             self._stop(running)
             self._fail(running, failure)
-
-    def _send_final(self, running: Running, kind: "ItemKind.ValueType", body: bytes) -> None:
-        """Sends Done or Error; without a session it stays with the job until the next one."""
-        job = running.job
-        item = Item(
-            kind=kind,
-            id=job.offer.job_id,
-            fence=job.offer.fence,
-            seq=job.seq,
-            tokens=job.tokens,
-            flags=FLAG_LAST,
-            body=body,
-        )
-        running.final = item
-        if self._send(item):
-            self._forget(running)
-
-    def _send(self, item: Item) -> bool:
-        link = self.link
-        if link is None:
-            return False
-        try:
-            link.send(item)
-        except LinkDown:
-            return False
-        return True
 
     def _put(self, receipt: Receipt) -> None:
         """Writes a receipt down. A full disk does not hold the answer back: Done carries the same receipt once."""

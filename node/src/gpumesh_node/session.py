@@ -166,13 +166,13 @@ class Session:
         """Hands an item to whoever it is for."""
         kind: int = item.kind
         if kind == _OFFER:
-            self._runner.on_offer(link, item)
+            self._runner.on_offer(item)
         elif kind == _WINDOW:
             self._runner.on_window(item)
         elif kind == _PAYLOAD:
             self._runner.on_payload(item)
         elif kind == _CANCEL:
-            self._runner.on_cancel(link, item)
+            self._runner.on_cancel(item)
         elif kind == _RECEIPT_ACK:
             self._on_receipt_ack(item)
         elif kind == _DIRECTIVE:

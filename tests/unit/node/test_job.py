@@ -10,7 +10,7 @@ from gpumesh.common.v1 import job_pb2, link_pb2
 from gpumesh.node.v1 import session_pb2
 from gpumesh_node.domain import job as job_module
 from gpumesh_node.domain.deltas import FinishReason, Usage
-from gpumesh_node.domain.job import Job, JobError, JobState, Offer, Outcome
+from gpumesh_node.domain.job import Job, JobError, JobState, Offer, Outcome, spread
 from gpumesh_node.domain.models import Feature, Modality, ModelState, ServedModel
 from gpumesh_node.domain.offers import covers, refusal
 from gpumesh_node.domain.outbox import Outbox, frame_cost
@@ -173,3 +173,9 @@ def test_an_outbox_never_holds_more_than_its_limit_and_one_frame_always_passes(
 def test_a_frame_costs_at_least_what_relays_count() -> None:
     assert frame_cost(100, 0) == frame_cost(100, 1) == 356
     assert frame_cost(100, 10) == 2660
+
+
+def test_tokens_of_a_cut_frame_are_spread_over_its_parts() -> None:
+    assert spread(10, 20, [5]) == [20]
+    assert spread(10, 20, [100, 100, 200]) == [12, 15, 20]
+    assert spread(7, 7, [1, 1]) == [7, 7]

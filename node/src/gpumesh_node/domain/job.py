@@ -6,6 +6,7 @@
 RECEIVING: accepted, pieces of the payload still come. WAITING: all there, no slot free yet. A job that is refused never becomes a Job.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -190,3 +191,14 @@ class Job:
 
     def _receipt(self, outcome: Outcome, usage: Usage) -> Receipt:
         return Receipt(self.offer.job_id, self.offer.fence, self.offer.receipt_token, outcome, usage)
+
+
+def spread(before: int, after: int, sizes: Sequence[int]) -> list[int]:
+    """Cumulative token counts of frames that were cut from one piece of the answer: in proportion to their bytes, the last one exact."""
+    if len(sizes) == 1:
+        return [after]
+    total, gone, counts = sum(sizes), 0, []
+    for size in sizes:
+        gone += size
+        counts.append(before + (after - before) * gone // total)
+    return counts

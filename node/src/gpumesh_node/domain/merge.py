@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from gpumesh_node.domain.deltas import Delta, FinishReason, TokenLogprob, ToolCallDelta
 
 
@@ -78,8 +80,9 @@ def halve(delta: Delta) -> tuple[Delta, Delta] | None:
         middle = len(call.arguments) // 2
         first = ToolCallDelta(call.index, call.call_id, call.name, call.arguments[:middle])
         second = ToolCallDelta(call.index, arguments=call.arguments[middle:])
-        return Delta(delta.choice, delta.text, delta.reasoning, (first,)), Delta(
-            delta.choice, tool_calls=(second,), finish=delta.finish
+        return (
+            msgspec.structs.replace(delta, tool_calls=(first,), finish=FinishReason.NONE),
+            Delta(delta.choice, tool_calls=(second,), finish=delta.finish),
         )
     return None
 

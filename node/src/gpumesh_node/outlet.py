@@ -1,0 +1,92 @@
+"""What the node says about its jobs: items of the session, while there is one."""
+
+from collections.abc import Sequence
+
+from gpumesh.common.v1.link_pb2 import Failure, Item, ItemKind
+from gpumesh.node.v1 import session_pb2
+from gpumesh_node import meters
+from gpumesh_node.desk import Running
+from gpumesh_node.domain.deltas import Delta, Usage
+from gpumesh_node.domain.failures import EngineFailure
+from gpumesh_node.domain.job import FLAG_LAST, Job, Offer
+from gpumesh_node.wire import build_to_wire, usage_to_wire
+from gpumesh_runtime.link import Link, LinkDown
+from gpumesh_runtime.reasons import Reason
+
+
+class Outlet:
+    """Sends for the runner. link: the session, None while there is none."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+
+    def send(self, item: Item) -> bool:
+        """Sends an item; False when there is no session to take it."""
+        link = self.link
+        if link is None:
+            return False
+        try:
+            link.send(item)
+        except LinkDown:
+            return False
+        return True
+
+    def reject(self, offer: Offer, reason: Reason, message: str) -> None:
+        """The offer is refused."""
+        meters.REJECTS.labels(reason.value).add()
+        body = session_pb2.Reject(reason=reason.value, message=message).SerializeToString()
+        self.send(Item(kind=ItemKind.ITEM_KIND_REJECT, id=offer.job_id, fence=offer.fence, body=body))
+
+    def accept(self, offer: Offer, queued: int) -> None:
+        """The offer is taken. queued: jobs ahead of it here."""
+        body = session_pb2.Accept(queued=queued).SerializeToString() if queued else b""
+        self.send(Item(kind=ItemKind.ITEM_KIND_ACCEPT, id=offer.job_id, fence=offer.fence, body=body))
+
+    def cancel_ack(self, job: Job, usage: Usage) -> None:
+        """The job is stopped; what had been done."""
+        body = session_pb2.CancelAck(usage=usage_to_wire(usage), receipt_token=job.offer.receipt_token)
+        self.send(_item(ItemKind.ITEM_KIND_CANCEL_ACK, job, 0, body.SerializeToString()))
+
+    def nothing_to_cancel(self, job_id: bytes, fence: int) -> None:
+        """The job is not here: nothing was done."""
+        self.send(Item(kind=ItemKind.ITEM_KIND_CANCEL_ACK, id=job_id, fence=fence))
+
+    def frame(self, running: Running, body: bytes, deltas: Sequence[Delta], tokens: int, cost: int, now: float) -> None:
+        """Part of the answer; it stays in the job's outbox until the caller has passed it on."""
+        job = running.job
+        header = job.frame(tokens, now, content=any(delta.has_content for delta in deltas))
+        if header.seq == 1:
+            running.desk.meters.first_output.observe(now - job.offered_at)
+        item = _item(ItemKind.ITEM_KIND_FRAME, job, header.flags, body)
+        running.outbox.sent(header.seq, cost, item)
+        meters.FRAMES.value += 1
+        self.send(item)
+
+    def done(self, running: Running, usage: Usage, seed: int | None, total_s: float) -> bool:
+        """The answer is complete. False: it stays with the job until the next session."""
+        job = running.job
+        first_s = max(0.0, job.first_output_at - job.offered_at)
+        done = session_pb2.Done(
+            usage=usage_to_wire(usage),
+            receipt_token=job.offer.receipt_token,
+            build=build_to_wire(running.model),
+            timing=session_pb2.EngineTiming(first_output_us=int(first_s * 1e6), total_us=int(total_s * 1e6)),
+            seed=seed,
+        )
+        return self._final(running, ItemKind.ITEM_KIND_DONE, done.SerializeToString())
+
+    def error(self, running: Running, failure: EngineFailure, *, retryable: bool) -> bool:
+        """The job has failed. False: it stays with the job until the next session."""
+        body = Failure(
+            reason=failure.reason.value, message=failure.message, metadata=failure.metadata, retryable=retryable
+        )
+        return self._final(running, ItemKind.ITEM_KIND_ERROR, body.SerializeToString())
+
+    def _final(self, running: Running, kind: "ItemKind.ValueType", body: bytes) -> bool:
+        running.final = _item(kind, running.job, FLAG_LAST, body)
+        return self.send(running.final)
+
+
+def _item(kind: "ItemKind.ValueType", job: Job, flags: int, body: bytes) -> Item:
+    offer = job.offer
+    return Item(kind=kind, id=offer.job_id, fence=offer.fence, seq=job.seq, tokens=job.tokens, flags=flags, body=body)
