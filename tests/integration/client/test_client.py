@@ -8,7 +8,7 @@ import pytest
 
 from gpumesh_client import Answer, Client, MeshError, Reason
 from gpumesh_runtime.errors import Unavailable
-from tests.support.front_door import JOB_ID, FrontDoor, front_door, pieces
+from tests.support.front_door import API_KEY, JOB_ID, FrontDoor, front_door, pieces
 from tests.support.ports import free_port
 
 
@@ -77,6 +77,28 @@ async def test_leaving_a_stream_cancels_the_job(door: FrontDoor) -> None:
 
     assert await asyncio.to_thread(leave_after_the_first_piece) == "Hel"
     await asyncio.wait_for(door.cancelled.wait(), 5)
+
+
+async def test_a_tls_handshake_over_a_long_way_is_waited_for(door: FrontDoor) -> None:
+    """gRPC's min_reconnect_backoff_ms is its connect timeout: at 100 ms no distant client ever connected."""
+    host, _, port = door.address.partition(":")
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            await asyncio.sleep(0.08)
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pass_on(reader, onward_writer), pass_on(onward_reader, writer))
+
+    long_way = await asyncio.start_server(relay, "127.0.0.1", 0)
+    target = f"127.0.0.1:{long_way.sockets[0].getsockname()[1]}"
+    with Client(target, API_KEY, door.folder / "ca" / "ca.crt", timeout_s=10) as mesh:
+        assert (await asyncio.to_thread(mesh.models)).models
+    long_way.close()
+    await long_way.wait_closed()
 
 
 async def test_nobody_there_is_unavailable(door: FrontDoor) -> None:

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gpumesh_client.__main__ import app
 from gpumesh_runtime.errors import InsufficientBalance, MeshError, Reason

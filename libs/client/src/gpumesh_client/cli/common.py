@@ -124,8 +124,9 @@ def show_rows(as_json: bool, rows: Sequence[Mapping[str, Any]], columns: Iterabl
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = list(columns)
-    for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")  # ids are for copying: never cut
+    for number, name in enumerate(names):
+        # Ids are for copying: the first column stays whole, the others fold rather than lose their end.
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(escape(_cell(row[name])) for name in names))
     console.print(table)
