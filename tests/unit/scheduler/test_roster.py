@@ -217,3 +217,28 @@ def test_capacity_counts_ready_nodes_slots_and_tokens() -> None:
     assert (capacity.nodes, capacity.slots, capacity.free_slots, capacity.outstanding_tokens) == (1, 3, 2, 20)
     books.close(node, Reason.NODE_LOST)
     assert books.board.pools.pools[BUILD.key].capacity().nodes == 0
+
+
+def test_a_session_ends_in_order_before_its_certificate_does() -> None:
+    books = Books(Limits(reauthenticate_s=10.0))
+    node = books.node(slots=2)
+    node.end_with(books.now + 100.0, books.now, books.limits)
+    job = books.submit(1)
+    books.accept(job)
+    sweep(books, 89, heard=node)
+    assert node.state.name == "READY"
+    sweep(books, 2, heard=node)
+    assert node.state.name == "DRAINING"
+    assert books.submit(2).state is JobState.QUEUED
+    books.done(job, 0)
+    sweep(books, 1, heard=node)
+    assert [(end.session, end.reason) for end in books.of(EndSession)] == [(node, Reason.CERTIFICATE_INVALID)]
+
+
+def test_a_session_does_not_outlive_its_certificate_whatever_runs() -> None:
+    books = Books(Limits(reauthenticate_s=10.0))
+    node = books.node()
+    node.end_with(books.now + 100.0, books.now, books.limits)
+    books.accept(books.submit())
+    sweep(books, 101, heard=node)
+    assert not books.roster.sessions

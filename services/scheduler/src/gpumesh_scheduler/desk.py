@@ -32,6 +32,7 @@ _NONE: Final[frozenset[int]] = frozenset()
 _GOODBYES: Final = {
     Reason.SESSION_REPLACED: GoodbyeReason.GOODBYE_REASON_REPLACED,
     Reason.NODE_REVOKED: GoodbyeReason.GOODBYE_REASON_REVOKED,
+    Reason.CERTIFICATE_INVALID: GoodbyeReason.GOODBYE_REASON_REAUTHENTICATE,
     Reason.NODE_PROTOCOL_ERROR: GoodbyeReason.GOODBYE_REASON_PROTOCOL_ERROR,
 }
 

@@ -1,5 +1,6 @@
 """SessionService: the links of nodes. One NodeLink per link; whatever a node sends, only its own session can suffer from it."""
 
+from datetime import datetime
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Failure, Goodbye, Item, ItemFlag, ItemKind
@@ -83,8 +84,10 @@ class Nodes:
 class NodeLink:
     """Receiver of one node's link."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, certificate_end: datetime | None) -> None:
+        """certificate_end: when the peer's certificate ends; None: not known, the session may last."""
         self._nodes = nodes
+        self._certificate_end = certificate_end
         self._desk = nodes.desk
         self._jobs = nodes.desk.board.jobs
         self._callers = nodes.desk.callers
@@ -132,6 +135,9 @@ class NodeLink:
         except MeshError:
             desk.background(link.close())
             return
+        if self._certificate_end is not None:
+            ends_at = now + self._certificate_end.timestamp() - desk.wall_ns() / 1e9
+            session.end_with(ends_at, now, desk.limits)
         desk.nodes[session.id] = link
         self._nodes.links[session.id] = self
         log.info("session opened", node_id=session.node_id, provider_id=session.provider_id, models=len(status.models))

@@ -10,11 +10,12 @@ from gpumesh.scheduler.v1.operator_service_pb2 import DrainRequest, DrainRespons
 from gpumesh.scheduler.v1.operator_service_pb2_grpc import OperatorServiceServicer
 from gpumesh.scheduler.v1.session_service_pb2_grpc import SessionServiceServicer
 from gpumesh_runtime.error_types import Unavailable
-from gpumesh_runtime.identity import Identity
+from gpumesh_runtime.identity import Identity, peer_certificate_pem
 from gpumesh_runtime.link import LinkOptions, serve_link
 from gpumesh_runtime.reasons import Reason
 from gpumesh_scheduler.callers import Caller
 from gpumesh_scheduler.capacity import Watchers
+from gpumesh_scheduler.certificate_end import certificate_end
 from gpumesh_scheduler.desk import Desk
 from gpumesh_scheduler.nodes import NodeLink, Nodes
 from gpumesh_scheduler.wire import summary_to_wire
@@ -32,7 +33,7 @@ class SessionServicer(SessionServiceServicer):
 
     async def Connect(self, request_iterator: _Any, context: _Any) -> None:  # type: ignore[override]  # writes through the context
         """One node's session."""
-        node = NodeLink(self._nodes)
+        node = NodeLink(self._nodes, certificate_end(peer_certificate_pem(context)))
         await serve_link(request_iterator, context, receiver=node, welcome=node.welcome, options=self._options)
 
 

@@ -99,6 +99,8 @@ class Limits:
     suspect_s: float = 15.0
     lost_s: float = 25.0
     digest_grace_s: float = 10.0
+    # Before its certificate ends a session gets nothing new: what runs has this long to finish.
+    reauthenticate_s: float = 120.0
     max_queued_per_model: int = 10_000
     max_sessions: int = 20_000
     max_payload_bytes: int = 8 * 1024 * 1024

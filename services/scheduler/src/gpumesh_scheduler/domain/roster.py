@@ -116,6 +116,9 @@ class Roster:
             for session in self.sessions.values():
                 session.heard_at = min(now, session.heard_at + now - since)
         for session in list(self.sessions.values()):
+            if now >= session.leaves_at:
+                self._outlived(session, now, out)
+                continue
             state = session.silence(now, self.limits)
             if state is session.state:
                 continue
@@ -142,6 +145,13 @@ class Roster:
     def _turn(self, session: Session, state: SessionState) -> None:
         session.state = state
         self.board.pools.refresh_session(session)
+
+    def _outlived(self, session: Session, now: float, out: Effects) -> None:
+        """Its certificate ends: no new jobs, and the end when it has none left or when the certificate is over."""
+        self.goodbye(session)
+        if now >= session.ends_at or not session.tries:
+            self._forget(session, Reason.CERTIFICATE_INVALID, now, out)
+            out.append(EndSession(session, Reason.CERTIFICATE_INVALID))
 
     def _forget(self, session: Session, reason: Reason, now: float, out: Effects) -> None:
         del self.sessions[session.node_id]

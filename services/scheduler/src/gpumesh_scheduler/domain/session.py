@@ -6,6 +6,7 @@ with the session, or when two heartbeats running do not list it.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 from typing import Final
 
 from gpumesh_scheduler.domain.choice.filters import Block, SeatView
@@ -68,8 +69,10 @@ class Session:
     __slots__ = (
         "boot_id",
         "counter",
+        "ends_at",
         "heard_at",
         "id",
+        "leaves_at",
         "leaving",
         "node_id",
         "opened_at",
@@ -105,7 +108,15 @@ class Session:
         self.tries: dict[tuple[bytes, int], Try] = {}
         # Said Goodbye: no report of its own brings it back.
         self.leaving = False
+        # When its certificate ends: TLS checked it at the start of a stream that may outlive it. Before that it gets nothing new.
+        self.ends_at = inf
+        self.leaves_at = inf
         self.strays = 0
+
+    def end_with(self, ends_at: float, now: float, limits: Limits) -> None:
+        """Ties the session to its certificate. What runs has reauthenticate_s to finish, or a tenth of a short life."""
+        self.ends_at = ends_at
+        self.leaves_at = ends_at - min(limits.reauthenticate_s, 0.1 * (ends_at - now))
 
     def silence(self, now: float, limits: Limits) -> SessionState:
         """The state that silence asks for: never better than DRAINING for a session that drains."""
