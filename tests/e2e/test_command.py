@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.mesh import Mesh
-from tests.support.mesh_fixtures import mock_mesh
 
-__all__ = ["mock_mesh"]
 GPUMESH = Path(sys.executable).parent / "gpumesh"
 
 

@@ -17,10 +17,8 @@ import aiohttp
 import pytest
 
 from tests.support.mesh import Mesh, until
-from tests.support.mesh_fixtures import http
 from tests.support.ports import free_port_block
 
-__all__ = ["http"]
 SERVICES = ["edge-http", "router", "scheduler", "node", "metering", "registry", "postgres"]
 
 

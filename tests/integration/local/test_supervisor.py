@@ -12,7 +12,7 @@ import pytest
 from gpumesh_local.errors import LocalError
 from gpumesh_local.home import Home
 from gpumesh_local.plan import Process
-from gpumesh_local.supervisor import Supervisor
+from gpumesh_local.supervisor import ROTATE_BYTES, Supervisor
 from tests.support.mesh import until
 
 # Becomes ready, then runs until SIGTERM; says in a file in which order it ended.
@@ -144,3 +144,20 @@ async def test_a_process_that_does_not_end_is_killed_after_its_time(
     await supervisor.until_ready("router", 10)
     await supervisor.stop(asyncio.Event())
     assert lines.notes == ["router did not end within 0.1 s and was killed"]
+
+
+async def test_a_log_that_grew_large_is_put_aside_while_its_process_goes_on_writing(
+    home: Home, supervisor: Supervisor
+) -> None:
+    writer = SERVICE.replace(
+        "while True:\n    time.sleep(60)", "while True:\n    print('line', flush=True)\n    time.sleep(0.01)"
+    )
+    await supervisor.start(process(home, "router", writer))
+    await supervisor.until_ready("router", 10)
+    with home.log("router").open("ab") as log:
+        log.truncate(ROTATE_BYTES + 1)  # sparse: takes no disk
+    keeping = asyncio.create_task(supervisor.keep_logs_small())
+    await until(lambda: home.log("router").with_suffix(".log.1").exists())
+    await until(lambda: 0 < home.log("router").stat().st_size < 10_000)
+    keeping.cancel()
+    assert home.log("router").read_text().startswith("line\n")

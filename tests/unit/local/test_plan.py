@@ -63,6 +63,14 @@ def test_settings_of_the_person_win_over_ours() -> None:
     assert made["router"].environment["GPUMESH_ROUTER_DRAIN_S"] == "7"
 
 
+def test_log_and_trace_settings_can_be_given_to_every_process_at_once() -> None:
+    given = {**OPTIONS.environment, "GPUMESH_LOG_LEVEL": "debug", "GPUMESH_NODE_LOG_LEVEL": "error"}
+    made = processes(replace(OPTIONS, environment=given))
+    levels = {name: made[name].environment[f"{PREFIXES[made[name].kind]}LOG_LEVEL"] for name in made}
+    assert levels.pop("node") == "error"
+    assert set(levels.values()) == {"debug"}
+
+
 def test_the_databases_password_is_not_printed_with_a_process() -> None:
     assert "secret" not in repr(processes())
 

@@ -35,6 +35,8 @@ PREFIXES: Final = {
     "edge-http": "GPUMESH_EDGE_HTTP_",
     "node": "GPUMESH_NODE_",
 }
+# GPUMESH_<...> in the person's environment that every process gets.
+_FOR_ALL: Final = ("LOG_LEVEL", "LOG_FORMAT", "OTLP_ENDPOINT", "TRACE_RATIO", "DEVELOPMENT")
 # The order in which they are told to stop: first who takes new work in, last who keeps the books.
 STOP_ORDER: Final = ("edge-http", "router", "scheduler", "node", "metering", "registry", "postgres")
 
@@ -119,6 +121,7 @@ class Plan:
         if self.options.metrics:
             ours["METRICS_ADDRESS"] = self.address(next(self._metrics))
         given = self.options.environment
+        ours |= {key: given[f"GPUMESH_{key}"] for key in _FOR_ALL if f"GPUMESH_{key}" in given}
         environment = {key: value for key, value in given.items() if not key.startswith("GPUMESH_")}
         environment |= {f"{prefix}{key}": str(value) for key, value in ours.items()}
         environment |= {key: value for key, value in given.items() if key.startswith(prefix)}

@@ -1,6 +1,7 @@
 """Asks the mesh for a real completion over HTTP, as its first client."""
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,8 +26,8 @@ def complete(base_url: str, api_key: str, model: str) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def until_answered(base_url: str, api_key: str, model: str, within_s: float) -> str:
-    """Tries until there is an answer; empty then, else why there was none within the time."""
+def until_answered(base_url: str, api_key: str, model: str, within_s: float, give_up: threading.Event) -> str:
+    """Tries until there is an answer; empty then, else why there was none within the time or until give_up was set."""
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -37,9 +38,8 @@ def until_answered(base_url: str, api_key: str, model: str, within_s: float) -> 
             problem = f"{type(err).__name__}: {err}"
         else:
             return ""
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or give_up.wait(_EVERY_S):
             return problem
-        time.sleep(_EVERY_S)
 
 
 def _message(err: urllib.error.HTTPError) -> str:

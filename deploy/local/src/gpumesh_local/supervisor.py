@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +18,8 @@ from gpumesh_local.report import Report
 
 _LOOK_S: Final = 0.05
 _TAIL_LINES: Final = 12
-_ROTATE_BYTES: Final = 50 * 1024 * 1024
+ROTATE_BYTES: Final = 64 * 1024 * 1024
+_ROTATE_EVERY_S: Final = 10.0
 _FULL_DISK: Final = ("No space left on device", "could not extend file", "ENOSPC")
 
 
@@ -49,7 +52,6 @@ class Supervisor:
     async def start(self, spec: Process) -> None:
         """Starts a process and keeps it running. Raises LocalError when it cannot be started at all."""
         child = self._children[spec.name] = _Child(spec)
-        self._rotate(spec.name)
         await self._spawn(child)
         child.monitor = asyncio.get_running_loop().create_task(self._watch(child), name=f"watch {spec.name}")
 
@@ -163,12 +165,20 @@ class Supervisor:
             hint = f"The disk of {self._home.path} is full: free some space, or set GPUMESH_HOME to a folder on another disk.\n"
         return f"{hint}Last lines of {path}:\n" + "\n".join(f"  {line}" for line in lines or ["(nothing)"])
 
+    async def keep_logs_small(self) -> None:
+        """For as long as the mesh runs: puts aside logs that grew large, one generation of each."""
+        while True:
+            for name in self._children:
+                with contextlib.suppress(OSError):  # a full disk must not end the mesh; the next look tries again
+                    await asyncio.to_thread(self._rotate, name)
+            await asyncio.sleep(_ROTATE_EVERY_S)
+
     def _rotate(self, name: str) -> None:
-        """A log that grew large is put aside, once, at the start."""
+        """Copied and emptied, not renamed: the process has it open and goes on writing at its end."""
         path = self._home.log(name)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_size > _ROTATE_BYTES:
-                path.replace(path.with_suffix(".log.1"))
+        if path.exists() and path.stat().st_size > ROTATE_BYTES:
+            shutil.copyfile(path, path.with_suffix(".log.1"))
+            os.truncate(path, 0)
 
 
 def _how(code: int) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -58,6 +59,8 @@ class Mesh:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped_at = 0.0
+        # For threads, which cannot be cancelled: the process would wait for them at its end.
+        self._give_up = threading.Event()
 
     async def run(self, lock: Lock) -> None:
         """Until a signal. Raises LocalError when it cannot start or a process is beyond help; everything is stopped then."""
@@ -65,11 +68,14 @@ class Mesh:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         self.home.pid("launcher").write_text(f"{os.getpid()}\n")
+        logs = loop.create_task(self.supervisor.keep_logs_small(), name="logs")
         try:
             await self._until_stopped(self._bring_up)
             if not self._stop.is_set():
                 await self._until_stopped(self._stop.wait)
         finally:
+            self._give_up.set()
+            logs.cancel()
             if not self.supervisor.failed.done():
                 self.report.step("stopping: requests that run may finish")
             await self.supervisor.stop(self._hurry)
@@ -134,7 +140,7 @@ class Mesh:
             ", ".join(process.name for process in [*services, *nodes] if process.kind not in ("registry", "metering"))
         )
         problem = await asyncio.to_thread(
-            probe.until_answered, plan.base_url, bootstrap.api_key, self.options.model, _ANSWER_S
+            probe.until_answered, plan.base_url, bootstrap.api_key, self.options.model, _ANSWER_S, self._give_up
         )
         if problem:
             raise LocalError(
