@@ -124,13 +124,15 @@ class PostgresServer:
         ]
         run_as = self._run_as()
         if guard := shutil.which("setpriv"):
-            # The server must not outlive a test run that is killed. And setpriv, not Popen, changes the user: with user= Popen forks instead
-            # of vforking, and gRPC's fork handlers abort such a child now and then ("Check failed: next_worker->state == KICKED").
+            # The server must not outlive a test run that is killed. And setpriv, not Popen, changes the user: with user= Popen
+            # forks instead of vforking, and gRPC's fork handlers abort such a child now and then ("next_worker->state == KICKED").
             rights = [f"--reuid={self._user[1]}", f"--regid={self._user[2]}", "--clear-groups"] if self._user else []
             command = [guard, *rights, "--pdeathsig", "INT", "--", *command]
             run_as = {}
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True, **run_as)  # type: ignore[call-overload]  # see above
+            self._process = subprocess.Popen(  # type: ignore[call-overload]  # a dict
+                command, stdout=log, stderr=log, cwd="/", start_new_session=True, **run_as
+            )
         self._wait()
         return self
 

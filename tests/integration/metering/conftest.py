@@ -1,6 +1,5 @@
 """Stores and a whole metering on a real PostgreSQL."""
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,10 +9,6 @@ from gpumesh_metering.postgres import PostgresLedgerStore
 from gpumesh_metering.postgres_settle import PostgresSettleStore
 from gpumesh_runtime.database import Database, migrate
 from tests.support.metering import RunningMetering, running_metering
-
-# Tests here start PostgreSQL while gRPC runs. gRPC's fork handlers abort such a child now and then ("Check failed: next_worker->state");
-# read when gRPC starts, which is after this file.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 
 @pytest.fixture

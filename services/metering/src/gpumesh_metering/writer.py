@@ -250,14 +250,12 @@ class GroupCommitWriter:
         """Keeps an item that the database refuses for a person to look at, and answers it, so that nobody sends it for
         ever.
         """
-        log.error("a settlement was refused by the database", job_id=item.job_id.hex(), cause=str(refusal)[:200])
+        log.error("a settlement was refused by the database", id=item.job_id.hex(), cause=str(refusal)[:200])
         try:
             await self._store.suspend([Evidence(item.job_id, 0, item.body)], REFUSED_BY_DATABASE)
         except (Unavailable, StoreRefusedError) as err:
             # Not kept, so not answered: its sender has it and will send it again.
-            log.warning(
-                "a refused settlement waits with its sender", job_id=item.job_id.hex(), cause=type(err).__name__
-            )
+            log.warning("a refused settlement waits with its sender", id=item.job_id.hex(), cause=type(err).__name__)
             return
         _SUSPENDED.value += 1
         item.answer(item.job_id, wire.refusal_to_wire(Reason.INTERNAL))
