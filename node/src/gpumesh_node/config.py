@@ -178,7 +178,12 @@ class NodeSettings(Settings):
     reconnect_min_s: float = Field(
         5.0, gt=0.0, le=60.0, description="Spread of the first reconnect, seconds; a scheduler may advise more."
     )
-    reconnect_max_s: float = Field(default=60.0, gt=0.0, le=600.0, description="Spread to which it doubles, seconds.")
+    reconnect_max_s: float = Field(
+        default=60.0,
+        gt=0.0,
+        le=600.0,
+        description="Spread to which it doubles, seconds; also bounds what a scheduler advises.",
+    )
 
     @field_validator("engines")
     @classmethod

@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -83,7 +83,7 @@ class Enrolment:
         if not (self._key.exists() and self._certificate.exists() and self._ca.exists()):
             await self._until_done(self._enrol, "enrolment")
         elif self.certificate_times()[1] <= self._clock.now():
-            await self._until_done(self.renew, "renewal")
+            await self._renew_or_enrol()
         tls = TlsIdentity(self._certificate, self._key, self._ca)
         return self._made(tls, settings.scheduler_addresses or self._known_schedulers())
 
@@ -134,6 +134,16 @@ class Enrolment:
         write_private(self._ca, answer.ca_pem.encode())
         write_private(self._certificate, answer.certificate_pem.encode())
         log.info("certificate renewed", certificate_end=answer.expire_time.ToDatetime().isoformat())
+
+    async def _renew_or_enrol(self) -> None:
+        """The certificate has ended: renews it, or enrols anew when it is too old for that and a token is there."""
+        try:
+            await self._until_done(self.renew, "renewal")
+        except StartError:
+            if not self._settings.enrolment_token.get_secret_value():
+                raise
+            log.warning("certificate cannot be renewed, enrolling anew")
+            await self._until_done(self._enrol, "enrolment")
 
     async def _enrol(self) -> None:
         settings = self._settings
@@ -189,11 +199,6 @@ class Enrolment:
         if not who.node_id:
             raise ConfigError(["the certificate is not a node's"])
         return NodeIdentity(who.node_id, who.provider_id, tls, schedulers)
-
-
-def renewal_margin(begin: datetime, end: datetime) -> timedelta:
-    """How long before its end a session on the old certificate must be over: a tenth of its life, an hour at most."""
-    return min((end - begin) / 10, timedelta(hours=1))
 
 
 def _der(csr_pem: bytes) -> bytes:

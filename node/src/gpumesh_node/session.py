@@ -145,8 +145,9 @@ class Session:
             min(max(welcome.heartbeat_ms / 1000, low), high) if welcome.heartbeat_ms else _DEFAULT_HEARTBEAT_S
         )
         if welcome.reconnect_spread_ms:
-            spread = welcome.reconnect_spread_ms / 1000
-            self._client.spread_reconnects(spread, max(spread, self._options.reconnect_max_s))
+            # Our own maximum bounds the advice: a node beside its scheduler is no crowd.
+            most = self._options.reconnect_max_s
+            self._client.spread_reconnects(min(welcome.reconnect_spread_ms / 1000, most), most)
         for address in welcome.scheduler_addresses:
             if address not in self._addresses and len(self._addresses) < _MAX_ADDRESSES:
                 self._addresses.append(address)
