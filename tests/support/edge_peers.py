@@ -262,6 +262,11 @@ class FakeDispatch(_Peer):
         elif item.id in self.jobs:
             self._about(self.jobs[item.id], item)
 
+    def acknowledge_all(self) -> None:
+        """What was held back while `acknowledge` was not set."""
+        for job_id, _ in self.delivered:
+            self.links[0].send_new(ItemKind.ITEM_KIND_DELIVERED_ACK, id=job_id, body=DeliveredAck().SerializeToString())
+
     def _submitted(self, link: Link, item: Item) -> None:
         self.submits.append((item.id, item.fence))
         submit = Submit.FromString(item.body)

@@ -113,6 +113,8 @@ class App:
             if sink is not None:
                 self.sinks.discard(sink)
             count(exchange, route, request_id, began, time.perf_counter(), sink, reason)
+            if sink is not None:
+                sink.detach()
 
     def malformed(self, exchange: Exchange, kind: str) -> None:
         """What the parser could not read."""

@@ -39,6 +39,9 @@ class EdgeSettings(Settings):
     header_timeout_s: float = Field(
         10.0, gt=0, le=120, description="A request's head must be complete within this, seconds."
     )
+    body_grace_s: float = Field(
+        5.0, ge=0, le=60, description="A body may take this long before it must come at 1 KiB/s, seconds."
+    )
     idle_timeout_s: float = Field(75.0, gt=0, le=3600, description="Idle connections are closed after this, seconds.")
     write_stall_s: float = Field(
         30.0, gt=0, le=600, description="A client that reads nothing for this long is cut off, seconds."
@@ -68,6 +71,7 @@ class EdgeSettings(Settings):
         return Limits(
             max_body_bytes=self.max_body_bytes,
             header_timeout_s=self.header_timeout_s,
+            body_grace_s=self.body_grace_s,
             write_stall_s=self.write_stall_s,
             idle_timeout_s=self.idle_timeout_s,
             max_connections=self.max_connections,

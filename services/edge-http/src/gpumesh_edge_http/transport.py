@@ -202,13 +202,6 @@ class Exchange:
             self.bytes_out += len(data)
             self._protocol.write(data)
 
-    def break_off(self) -> None:
-        """Closes the connection without ending the answer properly, once what was written has left."""
-        self.keep_alive = False
-        transport = self._protocol.transport
-        if transport is not None:
-            transport.close()
-
     def abort(self) -> None:
         """Closes the connection at once; what was not sent is lost."""
         self.keep_alive = False
