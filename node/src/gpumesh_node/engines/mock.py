@@ -44,9 +44,10 @@ class MockEngine:
         try:
             prompt = read_prompt(request.payload)
             script = read_script(prompt.text, self._script)
-        except (msgspec.MsgspecError, ScriptError) as err:
-            told = str(err) if isinstance(err, ScriptError) else "mock-model cannot read the messages"
-            raise EngineFailure(Reason.ENGINE_REJECTED, f"{told}.", retryable=False) from None
+        except (msgspec.MsgspecError, ScriptError):
+            # Without a quote: even a misspelt directive is part of a prompt.
+            message = "mock-model cannot read the messages, or knows no such directive."
+            raise EngineFailure(Reason.ENGINE_REJECTED, message, retryable=False) from None
         if script.error:
             raise _failure(script.error, prompt)
         answer = MockAnswer(script, prompt, body.choices, body.cap(request.max_output_tokens))
