@@ -80,6 +80,7 @@ class ChatSink:
     def detach(self) -> None:
         """The request is over: lets go of the job, which holds this sink. A cycle of 34 objects a request cost 15 % of the CPU in GC."""
         self.running = None
+        self.exchange.on_lost = None
         self.exchange.on_writable = None
 
     def attach(self, running: Running) -> None:
