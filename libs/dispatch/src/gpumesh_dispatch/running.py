@@ -17,19 +17,15 @@ from gpumesh_dispatch.job import Fail, Job, Retry, Verdict
 from gpumesh_dispatch.money import charge_nano_usd
 from gpumesh_dispatch.request import Completed, JobRequest, Sink
 from gpumesh_dispatch.schedulers import SchedulerConnection, Schedulers
+from gpumesh_dispatch.submit import send_submit
 from gpumesh_runtime.errors import Conflict, DeadlineExceeded, MeshError, Reason, ResourceExhausted, Unavailable
-from gpumesh_runtime.link import FLAG_FIRST, FLAG_LAST, Link, LinkDown
+from gpumesh_runtime.link import Link, LinkDown
 from gpumesh_runtime.metrics import counter
 
-# A payload up to this travels inside Submit, a larger one in pieces (one-request.md 3).
-_INLINE_BYTES: Final = 48 * 1024
-_PIECE_BYTES: Final = 64 * 1024
 # Half of the 256 KiB that a slow reader may hold beyond the kernel's buffers; the transport's own buffer has the rest.
 DEFAULT_WINDOW_BYTES: Final = 128 * 1024
 _FRAME_OVERHEAD: Final = 256
 # Looking a name up in a protobuf enum costs 0.5 us.
-_SUBMIT: Final = ItemKind.ITEM_KIND_SUBMIT
-_PAYLOAD: Final = ItemKind.ITEM_KIND_PAYLOAD
 _WINDOW: Final = ItemKind.ITEM_KIND_WINDOW
 _COMPLETED: Final = JobOutcome.JOB_OUTCOME_COMPLETED
 _CANCELLED: Final = JobOutcome.JOB_OUTCOME_CANCELLED
@@ -169,51 +165,19 @@ class Running:
         self.link = link
         self._submitted = True
         self._reset_window()
-        payload = request.payload
-        inline = len(payload) <= _INLINE_BYTES
         submit = Submit(
             ticket=admission.ticket,
             streaming=request.streaming,
             deadline_ms=self._left_ms(),
             traceparent=request.traceparent,
-            payload_bytes=0 if inline else len(payload),
-            payload=payload if inline else b"",
             window_bytes=self._home.window_bytes,
             tries_used=self.job.tries_before,
         )
         _ATTEMPTS.value += 1
-        flags = FLAG_FIRST | FLAG_LAST if inline else FLAG_FIRST
         try:
-            link.send(
-                Item(
-                    kind=_SUBMIT,
-                    id=request.job_id,
-                    fence=fence,
-                    flags=flags,
-                    body=submit.SerializeToString(),
-                )
-            )
-            if not inline:
-                self._send_pieces(link, fence, payload)
+            send_submit(link, request.job_id, fence, submit, request.payload)
         except LinkDown:
             self.on_link_lost()
-
-    def _send_pieces(self, link: Link, fence: int, payload: bytes) -> None:
-        size = len(payload)
-        for seq, start in enumerate(range(0, size, _PIECE_BYTES), 1):
-            end = start + _PIECE_BYTES
-            flags = FLAG_LAST if end >= size else 0
-            body = payload[start:end]
-            link.send(
-                Item(
-                    kind=_PAYLOAD,
-                    id=self.request.job_id,
-                    fence=fence,
-                    seq=seq,
-                    flags=flags,
-                    body=body,
-                )
-            )
 
     # --- the answer -----------------------------------------------------------------------------------------------------
 
