@@ -99,3 +99,18 @@ def test_wrong_credits_name_the_field(fields: dict[str, object], param: str) -> 
 def test_wrong_prices_are_refused(request_: SetPriceRequest) -> None:
     with pytest.raises(InvalidArgument):
         limits.check_price(request_)
+
+
+def test_money_lines_are_filled_again_without_a_trace_of_the_last_one() -> None:
+    lines = wire.MoneyLines()
+    one, other = Price(1, 2, 3), Price(2, 3, 4, 5)
+    for charge, fee, price, pays in (
+        (10, 2, one, [(65537, 8)]),
+        (0, 0, one, [(1, 0)]),
+        (7, 7, other, []),
+        (9, 1, other, [(1, 3), (2, 5)]),
+        (2**62, 2**60, other, [(2**63 - 1, 3 * 2**60)]),
+        (10, 2, one, [(65537, 8)]),
+    ):
+        wanted = wire.settled_to_wire(charge, fee, wire.price_to_wire(price), pays, repeated=False)
+        assert Settled.FromString(lines.to_wire(charge, fee, price, pays)) == Settled.FromString(wanted)

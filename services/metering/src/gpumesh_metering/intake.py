@@ -46,6 +46,7 @@ class Intake:
     def __init__(self, verify: Verify, share_bp: int) -> None:
         self._verify = verify
         self._share_bp = share_bp
+        self._money_lines = wire.MoneyLines()
 
     def add(self, batch: SettleBatch, job_id: bytes, body: bytes, now_s: float) -> bytes | Refused | Receipt:
         """Decides one item. now_s: wall time, seconds since 1970.
@@ -74,8 +75,7 @@ class Intake:
         return ticket if ticket.job_id == job_id and len(job_id) == wire.JOB_ID_BYTES else None
 
     def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> bytes | Refused:
-        wire_price = ticket.price
-        price = wire.price_from_wire(wire_price)
+        price = wire.price_from_wire(ticket.price)
         try:
             promised = wire.terms_from_wire(ticket, price)
         except wire.WireError:
@@ -87,7 +87,7 @@ class Intake:
         )
         terms = batch.number_of_terms((
             ticket.account_id, ticket.key_id, ticket.model_id, ticket.model_revision, settle.reason[:MAX_REASON_CHARACTERS],
-            ticket.modality, outcome, settle.source, *price,
+            ticket.modality, int(outcome), settle.source, *price,
         ))  # fmt: skip
         batch.job_ids.append(job_id)
         batch.charge_ids.append(SETTLE_CHARGE.digest(job_id))
@@ -102,7 +102,7 @@ class Intake:
                 batch.counts.append((
                     place, fence, seen.prompt_tokens, seen.completion_tokens, seen.cached_prompt_tokens, seen.reasoning_tokens,
                 ))  # fmt: skip
-        return wire.settled_to_wire(charge, fee, wire_price, paid, repeated=False)
+        return self._money_lines.to_wire(charge, fee, price, paid)
 
 
 def _add_segments(

@@ -80,6 +80,7 @@ class Settlement(NamedTuple):
 
 _NOTHING: Final = Usage()
 _OUTCOMES: Final = {int(outcome): outcome for outcome in Outcome}
+_FAILED: Final = Outcome.FAILED
 
 
 def prompt_bound(estimate: int) -> int:
@@ -95,8 +96,8 @@ def decide(
     """
     kept = sound_segments(segments)
     limit = terms.max_output_tokens
-    ended = _OUTCOMES.get(outcome, Outcome.FAILED)
-    if ended is Outcome.FAILED or not kept:
+    ended = _OUTCOMES.get(outcome, _FAILED)
+    if ended is _FAILED or not kept:
         # Kept as a record of what was delivered, within the ticket's limit; nobody is paid for it.
         segments = _clip(kept, limit)
         return Settlement(ended, _NOTHING, 0, 0, segments, [0] * len(segments))
