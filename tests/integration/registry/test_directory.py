@@ -114,6 +114,14 @@ async def test_a_router_learns_whom_a_key_belongs_to(registry: RunningRegistry) 
         assert await reason_of(lookup(link, text, "other")) is Reason.INVALID_API_KEY
 
 
+async def test_a_strangers_text_does_not_fail_the_lookups_that_come_with_it(registry: RunningRegistry) -> None:
+    text = await new_key(registry)
+    async with connected(registry) as (link, _):
+        calls = [lookup(link, text), *(lookup(link, text, strange) for strange in ("", "k1\0", "k" * 1000, "k1'; --"))]
+        assert await calls[0]
+        assert {await reason_of(call) for call in calls[1:]} == {Reason.INVALID_API_KEY}
+
+
 async def test_a_thousand_lookups_at_once_are_all_answered(registry: RunningRegistry) -> None:
     text = await new_key(registry)
     async with connected(registry) as (link, _):

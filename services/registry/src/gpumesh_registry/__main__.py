@@ -47,7 +47,7 @@ async def serve(life: Life, settings: RegistrySettings) -> None:
     tls, clock = settings.tls(), SystemClock()
     database = await _ready_database(settings)
     accounts, catalogue = PostgresAccounts(database), PostgresCatalogue(database)
-    hub = DirectoryHub(PostgresDirectory(database), settings.lookup_window_ms / 1000)
+    hub = DirectoryHub(PostgresDirectory(database), settings.lookup_window_ms / 1000, life.health)
     directory = DirectoryServicer(hub, catalogue, new_id(SERVICE))
 
     internal = Server(SERVICE, settings.internal_address, tls, development=settings.development)

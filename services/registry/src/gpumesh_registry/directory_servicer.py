@@ -6,8 +6,8 @@ from typing import Any, Final
 from gpumesh.registry.v1 import directory_service_pb2 as pb
 from gpumesh.registry.v1 import directory_service_pb2_grpc
 from gpumesh_registry.directory import DirectoryHub
+from gpumesh_registry.domain import checks
 from gpumesh_registry.store import Models
-from gpumesh_runtime.errors import InvalidArgument, Reason
 from gpumesh_runtime.identity import Identity
 from gpumesh_runtime.link import LinkServer
 
@@ -36,11 +36,6 @@ class DirectoryServicer(directory_service_pb2_grpc.DirectoryServiceServicer):
         self, request: pb.GetTokenizerRequest, context: Any
     ) -> AsyncIterator[pb.GetTokenizerResponse]:
         """See the proto."""
-        if len(request.tokenizer_sha256) != 64:
-            raise InvalidArgument(
-                Reason.INVALID_ARGUMENT,
-                "tokenizer_sha256 must be 64 hex digits.",
-                metadata={"param": "tokenizer_sha256"},
-            )
-        async for chunk in self._models.read_tokenizer(request.tokenizer_sha256, _CHUNK_BYTES):
+        sha256_hex = checks.tokenizer_sha256(request.tokenizer_sha256)
+        async for chunk in self._models.read_tokenizer(sha256_hex, _CHUNK_BYTES):
             yield pb.GetTokenizerResponse(chunk=chunk)

@@ -8,6 +8,7 @@ from gpumesh_registry.domain import keys
 from gpumesh_registry.domain.keys import KeyIdentity
 from gpumesh_registry.store import DirectoryReader
 from gpumesh_runtime.errors import MeshError, Reason, Unavailable, as_mesh_error
+from gpumesh_runtime.metrics import counter
 
 # What a lookup ends with: an identity or an error, never both.
 OnIdentity = Callable[[KeyIdentity | None, MeshError | None], None]
@@ -15,6 +16,9 @@ _MAX_BATCH: Final = 500
 # Routers cache, so lookups are rare; this many waiting means that the database does not answer.
 _MAX_WAITING: Final = 20_000
 _QUERY_TIMEOUT_S: Final = 2.0  # below the 5 s that admission waits
+_LOOKUPS: Final = counter("gpumesh_registry_key_lookups_total", "Key lookups by outcome", ("outcome",))
+_FOUND: Final = _LOOKUPS.labels("found")
+_QUERIES: Final = counter("gpumesh_registry_key_queries_total", "Queries that answered key lookups").cell
 
 
 class KeyLookup:
@@ -45,6 +49,7 @@ class KeyLookup:
             self._timer = None
         batch, self._waiting = self._waiting, []
         self._in_query += len(batch)
+        _QUERIES.add()
         task = asyncio.get_running_loop().create_task(self._query(batch))
         self._queries.add(task)
         task.add_done_callback(self._queries.discard)
@@ -61,15 +66,16 @@ class KeyLookup:
         for key_id, sha256, done in batch:
             try:
                 identity = keys.identify(records.get(key_id), sha256)
+                # The query may have read the key just before it was revoked, and routers may have heard of that already:
+                # an answer sent after the announcement would bring the key back to life for its time in the cache.
+                if self._revoked(key_id):
+                    raise MeshError.of(Reason.REVOKED_API_KEY, "The API key was revoked.")
             except MeshError as err:
+                _LOOKUPS.labels(err.reason.value).add()
                 done(None, err)
                 continue
-            # The query may have read the key just before it was revoked, and routers may have heard of that already:
-            # an answer sent after the announcement would bring the key back to life for its time in the cache.
-            if self._revoked(key_id):
-                done(None, MeshError.of(Reason.REVOKED_API_KEY, "The API key was revoked."))
-            else:
-                done(identity, None)
+            _FOUND.add()
+            done(identity, None)
 
     @staticmethod
     def _fail(batch: list[tuple[str, bytes, OnIdentity]], err: Exception) -> None:
@@ -78,6 +84,7 @@ class KeyLookup:
             Reason.REGISTRY_UNAVAILABLE, "The registry's database does not answer.", retryable=True
         )
         error = cause if isinstance(cause, Unavailable) else unavailable
+        _LOOKUPS.labels(error.reason.value).add(len(batch))
         for _, _, done in batch:
             done(None, error)
 

@@ -131,7 +131,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
     async def RemoveModel(self, request: models.RemoveModelRequest, context: Context) -> models.RemoveModelResponse:
         """See the proto."""
-        await self._store.remove_model(request.model_id)
+        await self._store.remove_model(checks.model_id(request.model_id))
         return models.RemoveModelResponse()
 
 

@@ -1,18 +1,15 @@
 """Entries of the model catalogue and what makes one valid."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from gpumesh_registry.domain.checks import invalid
+from gpumesh_registry.domain.checks import MODEL_ID, SHA256_HEX, invalid
 from gpumesh_runtime.error_types import ResourceExhausted
 from gpumesh_runtime.reasons import Reason
 
-MODEL_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _TEXT_LIMITS: Final = {"revision": 64, "licence": 64, "quantisation": 32, "owner": 100}
-_SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 MAX_ALIASES: Final = 16
 # Far beyond any model known; it keeps sums of tokens far from 2^63.
 MAX_CONTEXT_TOKENS: Final = 100_000_000
@@ -71,7 +68,7 @@ def validate(entry: ModelEntry, known_modalities: Iterable[int], known_features:
         raise invalid("model.modalities", "modalities must name at least one kind of work that this version knows.")
     if not set(entry.features) <= set(known_features):
         raise invalid("model.features", "features must be ones that this version knows.")
-    if entry.tokenizer_sha256 and not _SHA256_HEX.fullmatch(entry.tokenizer_sha256):
+    if entry.tokenizer_sha256 and not SHA256_HEX.fullmatch(entry.tokenizer_sha256):
         raise invalid("model.tokenizer_sha256", "tokenizer_sha256 must be 64 lower-case hex digits, or empty.")
     return replace(
         entry,

@@ -12,6 +12,8 @@ _ACCOUNT: Final = re.compile(rf"acct_{_OWNER_TAIL}")
 _PROVIDER: Final = re.compile(rf"prov_{_OWNER_TAIL}")
 _KEY: Final = re.compile(r"[A-Za-z0-9]{1,32}")
 _NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MODEL_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 MAX_NAME: Final = 100
 MAX_PAGE: Final = 1000
 _DEFAULT_PAGE: Final = 100
@@ -40,6 +42,27 @@ def key_id(value: str) -> str:
     """1-32 of [a-zA-Z0-9]."""
     if not _KEY.fullmatch(value):
         raise invalid("key_id", "key_id must be 1-32 of a-z, A-Z and 0-9.")
+    return value
+
+
+def is_key_id(value: str) -> bool:
+    """Whether a key of that id can exist at all. A stranger's text goes no further when not: PostgreSQL refuses some of it,
+    which would fail the query for everybody who shares it.
+    """
+    return _KEY.fullmatch(value) is not None
+
+
+def model_id(value: str) -> str:
+    """1-128 of [A-Za-z0-9._:/-]."""
+    if not MODEL_ID.fullmatch(value):
+        raise invalid("model_id", "model_id must be 1-128 of A-Z, a-z, 0-9 and . _ : / -")
+    return value
+
+
+def tokenizer_sha256(value: str) -> str:
+    """64 lower-case hex digits."""
+    if not SHA256_HEX.fullmatch(value):
+        raise invalid("tokenizer_sha256", "tokenizer_sha256 must be 64 lower-case hex digits.")
     return value
 
 
