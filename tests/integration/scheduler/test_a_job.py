@@ -305,11 +305,34 @@ async def test_a_lost_callers_jobs_stop_at_once(mesh: Mesh) -> None:
     job_id = caller.submit()
     offer = await node.item(OFFER, job_id)
     node.accept(offer)
-    await mesh.until(lambda: mesh.service.desk.board.jobs[job_id].current.accepted)  # type: ignore[union-attr]  # offered
+    node.frame(offer, 1)
+    await caller.item(FRAME, job_id)
     await caller.kill()
     assert Cancel.FromString((await node.item(CANCEL, job_id)).body).reason == "CLIENT_GONE"
     settle = await mesh.metering.settle(job_id)
     assert (settle.outcome, settle.source) == (FAILED, EvidenceSource.EVIDENCE_SOURCE_RELAY)
+
+
+async def test_a_lost_callers_job_without_content_is_not_settled_since_it_may_run_elsewhere_by_now(mesh: Mesh) -> None:
+    node, caller = await mesh.node(), await mesh.caller()
+    job_id = caller.submit()
+    offer = await node.item(OFFER, job_id)
+    node.accept(offer)
+    node.frame(offer, 1, content=False)
+    await caller.item(FRAME, job_id)
+    await caller.kill()
+    await node.item(CANCEL, job_id)
+    assert not mesh.service.desk.reconciler.cases
+    again = await mesh.caller()
+    again.submit(job_id=job_id, attempt=2)
+    second = await node.item(OFFER, job_id, 2)
+    assert second.fence == fence(2, 1)
+    node.cancel_ack(offer)
+    node.answer(second)
+    await again.item(DONE, job_id)
+    again.delivered(job_id, COMPLETED, 1, fence_=second.fence)
+    settle = await mesh.metering.settle(job_id)
+    assert (settle.outcome, settle.segments[0].segment.fence) == (COMPLETED, second.fence)
 
 
 async def test_many_jobs_at_once_each_get_their_own_answer(mesh: Mesh) -> None:

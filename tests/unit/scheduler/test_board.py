@@ -323,7 +323,20 @@ def test_a_lost_callers_jobs_are_cancelled_at_their_nodes() -> None:
     books.note(books.board.caller_lost(7, books.now))
     assert books.cancels() == [("n1", "CLIENT_GONE")]
     assert books.ends() == ["FAILED", "FAILED"]
+    assert [effect.final for effect in books.of(JobEnded)] == [False, False]
     assert books.errors() == []
+
+
+def test_only_an_end_that_no_attempt_can_follow_is_settled_from_here() -> None:
+    books = Books()
+    books.node(slots=4)
+    early, late, cancelled = books.submit(1), books.submit(2), books.submit(3)
+    books.accept(late)
+    books.frame(late, 1)
+    books.error(early, 0, Reason.ENGINE_REJECTED, retryable=False)
+    books.error(late, 1, Reason.ENGINE_ERROR)
+    books.cancel(cancelled, Reason.CLIENT_GONE)
+    assert [effect.final for effect in books.of(JobEnded)] == [False, True, True]
 
 
 def test_a_done_with_another_frame_count_is_the_nodes_fault() -> None:

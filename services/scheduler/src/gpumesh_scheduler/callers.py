@@ -135,7 +135,8 @@ class Caller:
             # It will never be better: the caller must not present it for ever.
             desk.settle([AckCaller(self._id, job_id, 0, Reason.PROTOCOL_ERROR.value)])
             return
-        if job_id in self._jobs:
+        job = self._jobs.get(job_id)
+        if job is not None and job.caller == self._id:
             # The caller is through with a job that still runs here.
             desk.apply(desk.board.cancel(job_id, 0, Reason.CANCELLED, record.usage.completion_tokens, now))
         case = desk.reconciler.cases.get(job_id)

@@ -72,7 +72,7 @@ class Board:
         known = self.jobs.get(terms.job_id)
         if known is not None:
             self._stop(known, Reason.CANCELLED, out)
-            self._end(known, out, Outcome.CANCELLED, Reason.CANCELLED, final=False)
+            self._end(known, out, Outcome.CANCELLED, Reason.CANCELLED, replaced=True)
         job = Job(terms, caller, payload, now, self.limits)
         self.jobs[terms.job_id] = job
         if job.tries_left <= 0:
@@ -310,11 +310,20 @@ class Board:
             out.append(SendCancel(attempt.session, job.id, attempt.fence, reason, delivered_tokens))
 
     def _end(
-        self, job: Job, out: Effects, outcome: Outcome, reason: Reason | None, *, final: bool = True, done: bool = False
+        self,
+        job: Job,
+        out: Effects,
+        outcome: Outcome,
+        reason: Reason | None,
+        *,
+        replaced: bool = False,
+        done: bool = False,
     ) -> None:
         job.ended()
         if self.jobs.get(job.id) is job:
             del self.jobs[job.id]
+        # A failure before content is not the end for its caller, which may place the job elsewhere: it must not be settled from here.
+        final = not replaced and (outcome is not Outcome.FAILED or job.committed)
         out.append(JobEnded(job, outcome, reason.value if reason else "", final, done))
 
     def _fail(
@@ -328,7 +337,7 @@ class Board:
         if job.state is JobState.QUEUED:
             self.queue.remove(job)
         out.append(TellCaller(job, error))
-        self._end(job, out, Outcome.FAILED, error.reason, final=not error.retryable)
+        self._end(job, out, Outcome.FAILED, error.reason)
 
     def _again(self, job: Job, reason: Reason, now: float, out: Effects) -> None:
         """A try ended before content: the job waits for another one, or fails when it has had them all."""
