@@ -55,8 +55,9 @@ class BalanceHub:
     spawn: runs a coroutine for the hub and keeps hold of it.
     """
 
-    def __init__(self, store: LedgerStore, spawn: Spawn) -> None:
+    def __init__(self, store: LedgerStore, spawn: Spawn, *, max_watched: int = MAX_WATCHED) -> None:
         self._store = store
+        self._max_watched = max_watched
         self._spawn = spawn
         self._routers: dict[Link, _Router] = {}
         self._watchers: dict[str, set[_Router]] = {}
@@ -130,7 +131,7 @@ class BalanceHub:
 
     def _watch(self, router: _Router, account_id: str) -> None:
         if account_id not in router.watched:
-            if len(router.watched) >= MAX_WATCHED:
+            if len(router.watched) >= self._max_watched:
                 oldest = next(iter(router.watched))
                 del router.watched[oldest]
                 self._unwatch(router, oldest)
