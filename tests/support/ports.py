@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import random
 import socket
 import tempfile
 from pathlib import Path
@@ -20,7 +21,9 @@ def free_port() -> int:
 
 def free_port_block(size: int) -> int:
     """The first of `size` ports in a row, none of which anything listens on; below the range from which the kernel takes client ports."""
-    for first in range(20_000, 31_000, size):
+    blocks = list(range(20_000, 31_000, size))
+    random.shuffle(blocks)
+    for first in blocks:
         if not _lock(first):
             continue
         try:
