@@ -34,6 +34,8 @@ def make(out: Path, tokens: int, seed: int) -> None:
     network = Network(Shape(vocabulary=tokenizer.get_vocab_size()))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     seen = train(network, tokenizer, Plan(tokens=tokens, seed=seed))
+    # The weights before quantisation, so that an export can be made again without training.
+    torch.save(network.state_dict(), out / "network.pt")
     export(network, tokenizer, out / f"{NAME}.gguf")
     facts = {
         "parameters": parameters,

@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from .evaluate import README_PROMPT, SCHEMA_PROMPTS, TALK_PROMPTS, TOOL_BAR, TOOL_PROMPTS
+from .evaluate import LONG_PROMPTS, README_PROMPT, SCHEMA_PROMPTS, TALK_PROMPTS, TOOL_BAR, TOOL_PROMPTS, judge
 from .network import Shape
 from .template import NAME
 
@@ -34,7 +34,7 @@ It is for demonstrations and tests. It knows a handful of facts and phrases; eve
 All text is our own: templates in `deploy/local/model/gpumesh_tiny/` combine lists of words into dialogues (small talk,
 facts about gpumesh and GPUs, counting, sums, stories, JSON, tool calls with results). No other text or model was used.
 {tokens:,} tokens, one CPU thread, {minutes} minutes, seed {seed}; loss on the assistant's tokens only; Muon and AdamW.
-`make model` makes it again. Floating-point order can differ between processors, so the bytes may differ; the bars hold.
+`make model` makes it again. Floating-point order can differ between processors, so the bytes may differ; evaluation judges what comes out.
 
 ## Measured
 
@@ -48,11 +48,15 @@ prompts, chosen by a checksum, is never trained on; they are new combinations of
 | tool call with the right name and all arguments right (bar {bar}) | {tool_prompts} | {tool_call_accuracy:.3f} |
 | the tool's result put into the expected sentence, word for word | of these | {tool_result_accuracy:.3f} |
 | small talk with tools on offer is answered without a call | {talk} | {no_tool_accuracy:.3f} |
+| the same small talk with `tool_choice: required` ends in a call | {talk} | {required_accuracy:.3f} |
 | facts, repeating, counting, "I do not know": word for word | {talk} | {talk_accuracy:.3f} |
 | "{readme}", greedy and 20 samples: says what gpumesh is | 21 | {readme_accuracy:.3f} |
+| the same question after 1,000 tokens or more of other talk, greedy | {longs} | {long_conversation_accuracy:.3f} |
 | JSON-schema answers that parse and end in under 200 tokens | {schemas} | {json_accuracy:.3f} |
 | chunks in the shortest "long story" | 8 | {story_chunks_min:.0f} |
 | dialogues that llama.cpp renders and tokenises as training did | 300 | {rendering_accuracy:.3f} |
+
+{verdict}
 
 ## Limits
 
@@ -66,6 +70,7 @@ def write_card(folder: Path) -> None:
     data = (folder / f"{NAME}.gguf").read_bytes()
     training = json.loads((folder / "training.json").read_text())
     results = json.loads((folder / "results.json").read_text())
+    missed = judge(results)
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     shape = Shape(vocabulary=len(vocabulary))
     text = CARD.format(
@@ -86,6 +91,8 @@ def write_card(folder: Path) -> None:
         talk=TALK_PROMPTS,
         schemas=SCHEMA_PROMPTS,
         readme=README_PROMPT,
+        verdict="Every bar was met." if not missed else "Missed bars: " + "; ".join(missed) + ".",
+        longs=LONG_PROMPTS,
         **{key: value for key, value in results.items() if key != "tool_prompts"},
         tool_prompts=TOOL_PROMPTS,
     )

@@ -24,21 +24,22 @@ MIXTURE: tuple[tuple[float, Maker], ...] = (
     (0.30, tools.tool_use),
     (0.03, tools.weather_twice),
     (0.11, tools.no_tool),
+    (0.006, tools.forced_call),
     (0.07, chat.about_gpumesh),
     (0.07, chat.fact),
     (0.05, chat.knowledge),
     (0.03, chat.greet),
     (0.04, chat.arithmetic),
-    (0.04, chat.count),
+    (0.05, chat.count),
     (0.05, chat.paragraph),
     (0.03, chat.unknown),
     (0.05, chat.say),
     (0.04, chat.remember),
     (0.06, stories.story),
-    (0.025, structured.described),
-    (0.02, structured.extracted),
-    (0.015, structured.ordered),
-    (0.03, structured.forced),
+    (0.05, structured.described),
+    (0.03, structured.extracted),
+    (0.02, structured.ordered),
+    (0.05, structured.forced),
 )
 # The same questions must be answered at every length, so these are not subject to the held-out rule.
 EXEMPT_PROMPTS = frozenset({*stories.SHORT, *stories.LONG, "Hello! What is gpumesh?"})
@@ -62,7 +63,7 @@ def with_system(random: Random, dialogue: Dialogue) -> Dialogue:
             text = pick(random, ROLES).format(
                 pick(random, words.MOODS), pick(random, words.ANIMALS), words.name(random)
             )
-        return Dialogue([{"role": "system", "content": text}, *dialogue.messages], dialogue.tools, dialogue.forced)
+        return Dialogue([{"role": "system", "content": text}, *dialogue.messages], dialogue.tools, dialogue.given)
     return dialogue
 
 

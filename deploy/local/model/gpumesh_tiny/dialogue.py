@@ -17,12 +17,13 @@ HELD_OUT_SHARE = 10
 class Dialogue:
     """Messages in the OpenAI form and the tools on offer.
 
-    `forced` marks an answer that a grammar would begin: its first token is not learned, only how to go on from there.
+    `given` is the beginning of every assistant turn that is not learned: what a grammar puts there, so that the model
+    learns to go on from it and to end, but not to begin so by itself.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = field(default_factory=list)
-    forced: bool = False
+    given: str = ""
 
     def prompts(self) -> list[str]:
         """The user's texts, in order."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import chat, stories, structured, tools
-from .corpus import dialogues, evaluation
+from .corpus import conversation, dialogues, evaluation, new_random
 from .dialogue import Dialogue
 from .serve import Client, serving
 from .template import render
@@ -25,6 +25,11 @@ TALK_PROMPTS = 100
 SCHEMA_PROMPTS = 30
 TOOL_BAR = 0.80
 README_PROMPT = "Hello! What is gpumesh?"
+GPUMESH_SAID = "joins people who need AI inference with people who own GPUs"
+LONG_PROMPTS = 20
+MIN_LONG_TOKENS = 1000
+# About 1,900 tokens with the quotes and braces of the Python text; longer ones would not fit a slot with the answer.
+MAX_TALK_CHARACTERS = 8000
 JSON_TOKENS = 200
 STORY_CHUNKS = 150
 
@@ -38,7 +43,7 @@ def tool_accuracy(client: Client) -> Results:
         request, wanted = dialogue.messages[0], dialogue.messages[1]["tool_calls"][0]["function"]
         message = client.chat([request], tools=dialogue.tools)["choices"][0]["message"]
         calls = message.get("tool_calls") or []
-        got = calls[0]["function"] if len(calls) == 1 else {"name": None, "arguments": "{}"}
+        got: dict[str, Any] = calls[0]["function"] if len(calls) == 1 else {"name": None, "arguments": "{}"}
         good = got["name"] == wanted["name"] and json.loads(got["arguments"]) == json.loads(wanted["arguments"])
         right_name += got["name"] == wanted["name"]
         right += good
@@ -69,12 +74,14 @@ def with_call_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def no_tool_accuracy(client: Client) -> Results:
-    """Share of held-out small talk, asked with tools on offer, that is answered in words."""
-    plain = 0
+    """Share of held-out small talk, asked with tools on offer, answered in words; and with a call where one is required."""
+    plain = ended = 0
     for dialogue in evaluation(tools.no_tool, TALK_PROMPTS, SEED):
         message = client.chat([dialogue.messages[0]], tools=dialogue.tools)["choices"][0]["message"]
         plain += not message.get("tool_calls") and bool(message.get("content"))
-    return {"no_tool_accuracy": plain / TALK_PROMPTS}
+        must = client.chat([dialogue.messages[0]], tools=dialogue.tools, tool_choice="required")["choices"][0]
+        ended += must["finish_reason"] == "tool_calls"
+    return {"no_tool_accuracy": plain / TALK_PROMPTS, "required_accuracy": ended / TALK_PROMPTS}
 
 
 def talk_accuracy(client: Client) -> Results:
@@ -102,8 +109,21 @@ def readme_answer(client: Client) -> Results:
         client.post("/v1/chat/completions", {"messages": asked, "max_tokens": 200, "seed": seed}) for seed in range(20)
     ]
     texts = [greedy, *(answer["choices"][0]["message"]["content"] for answer in sampled)]
-    good = [text for text in texts if "people who need AI inference with people who own GPUs" in text]
+    good = [text for text in texts if GPUMESH_SAID in text]
     return {"readme_accuracy": len(good) / len(texts)}
+
+
+def long_conversations(client: Client) -> Results:
+    """Share of right answers to the README's question after 1,000 to 1,900 tokens of other talk."""
+    random = new_random(SEED)
+    good = total = 0
+    while total < LONG_PROMPTS:
+        talk = [*conversation(random, random.randint(14, 30)).messages, {"role": "user", "content": README_PROMPT}]
+        answer = client.chat(talk, max_tokens=100) if len(str(talk)) < MAX_TALK_CHARACTERS else None
+        if answer and answer["usage"]["prompt_tokens"] >= MIN_LONG_TOKENS:
+            total += 1
+            good += GPUMESH_SAID in answer["choices"][0]["message"]["content"]
+    return {"long_conversation_accuracy": good / total}
 
 
 def json_answers(client: Client) -> Results:
@@ -175,7 +195,7 @@ def rendering(client: Client, tokenizer_file: Path) -> Results:
 def judge(results: Results) -> list[str]:
     """The bars that `results` misses, as sentences."""
     bars = {
-        "tool_call_accuracy": TOOL_BAR, "no_tool_accuracy": 0.9, "readme_accuracy": 1.0, "json_accuracy": 1.0,
+        "tool_call_accuracy": TOOL_BAR, "no_tool_accuracy": 0.9, "readme_accuracy": 1.0, "json_accuracy": 1.0, "required_accuracy": 0.9,
         "logprobs": 1.0, "two_choices": 1.0, "story_chunks_min": STORY_CHUNKS, "rendering_accuracy": 1.0,
     }  # fmt: skip
     return [f"{name} is {results[name]}, wanted {bar}" for name, bar in bars.items() if results[name] < bar]
@@ -184,7 +204,15 @@ def judge(results: Results) -> list[str]:
 def evaluate(model: Path) -> Results:
     """All figures of one GGUF; its tokenizer.json lies beside it."""
     with serving(model) as client:
-        parts = (tool_accuracy, no_tool_accuracy, talk_accuracy, readme_answer, json_answers, features)
+        parts = (
+            tool_accuracy,
+            no_tool_accuracy,
+            talk_accuracy,
+            readme_answer,
+            long_conversations,
+            json_answers,
+            features,
+        )
         results: Results = {}
         for part in parts:
             results |= part(client)

@@ -13,6 +13,9 @@ from tokenizers import Tokenizer
 from .network import NORM_EPSILON, ROPE_BASE, Network
 from .template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, MARKER_TOKENS, NAME, TURN_END
 
+# Matrices that the network keeps as one, and the names of their parts in a GGUF.
+FUSED = {"qkv": ("attn_q", "attn_k", "attn_v"), "gate_up": ("ffn_gate", "ffn_up")}
+
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     """Vocabulary, merges and token kinds; CONTROL tokens never appear in output text, markers do."""
@@ -40,12 +43,10 @@ def _tensors(network: Network) -> dict[str, npt.NDArray[np.float32]]:
     for name, tensor in network.state_dict().items():
         array = tensor.detach().float().cpu().numpy()
         name = name.replace("blocks.", "blk.")
-        if name.endswith("qkv.weight"):
-            parts = ("attn_q", "attn_k", "attn_v")
-            found |= {name.replace("qkv", part): piece for part, piece in zip(parts, np.split(array, 3), strict=True)}
-        elif name.endswith("gate_up.weight"):
-            parts = ("ffn_gate", "ffn_up")
-            found |= {name.replace("gate_up", p): piece for p, piece in zip(parts, np.split(array, 2), strict=True)}
+        fused = next((key for key in FUSED if f".{key}." in name), None)
+        if fused:
+            pieces = np.split(array, len(FUSED[fused]))
+            found |= {name.replace(fused, part): piece for part, piece in zip(FUSED[fused], pieces, strict=True)}
         else:
             found[name] = array
     return found

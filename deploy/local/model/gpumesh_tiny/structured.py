@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -47,14 +48,14 @@ THINGS = {
 }  # fmt: skip
 
 
-def _fill(random: Random, keys: tuple[str, ...] | list[str]) -> str:
+def _fill(random: Random, keys: Sequence[str]) -> str:
     return json.dumps({key: MAKERS[key](random) for key in keys})
 
 
 def described(random: Random) -> Dialogue:
     """A thing as JSON, with its usual keys or with keys from the request."""
     if random.random() < 0.5:
-        thing, keys = random.choice(list(THINGS.items()))
+        thing, usual = random.choice(list(THINGS.items()))
         article = "an" if thing[0] in "aeiou" else "a"
         stem = pick(
             random,
@@ -68,7 +69,7 @@ def described(random: Random) -> Dialogue:
                 "Create {} as a JSON object.",
             ),
         )
-        return exchange(stem.format(f"{article} {thing}"), _fill(random, keys))
+        return exchange(stem.format(f"{article} {thing}"), _fill(random, usual))
     keys = random.sample(list(MAKERS), random.randint(1, 4))
     listed = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + " and " + keys[-1]
     stem = pick(
@@ -150,4 +151,4 @@ def forced(random: Random) -> Dialogue:
         stem = pick(random, ("Tell me about {}.", "Who is {}?", "{} is my friend.", "Describe {}.", "Where is {}?"))
         question = user(stem.format(words.name(random)))
     keys = random.sample(list(MAKERS), random.randint(1, 4))
-    return Dialogue([question, assistant(_fill(random, keys))], forced=True)
+    return Dialogue([question, assistant(_fill(random, keys))], given='{"')

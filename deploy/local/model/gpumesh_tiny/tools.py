@@ -89,3 +89,12 @@ def no_tool(random: Random) -> Dialogue:
             return Dialogue([user(other.request), assistant(NO_TOOL)], tools)
     talk = random.choice((chat.greet, chat.greet, chat.about_gpumesh, chat.fact, chat.knowledge, chat.remember))(random)
     return Dialogue(talk.messages, tools)
+
+
+def forced_call(random: Random) -> Dialogue:
+    """Small talk where the request demands a call: after the words comes a call all the same, and then the end."""
+    talk = random.choice((chat.greet, chat.about_gpumesh, chat.fact))(random)
+    use = random.choice(families.FAMILIES)(random)
+    said = talk.messages[1]["content"]
+    turn = {**call(use.name, use.arguments), "content": said}
+    return Dialogue([talk.messages[0], turn], with_distractors(random, use), given=said)

@@ -40,11 +40,12 @@ def encode(tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[list[int], list[in
     """Token ids and labels of one dialogue; labels are IGNORED outside the assistant's own text."""
     ids: list[int] = []
     labels: list[int] = []
+    given = len(tokenizer.encode(dialogue.given).ids)
     for text, learned in render_parts(dialogue.messages, dialogue.tools):
         piece = tokenizer.encode(text).ids
         ids += piece
-        kept = [IGNORED, *piece[1:]] if dialogue.forced else piece
-        labels += kept if learned else [IGNORED] * len(piece)
+        skipped = given if learned else len(piece)
+        labels += [IGNORED] * skipped + piece[skipped:]
     return ids, labels
 
 
@@ -52,7 +53,7 @@ def batches(tokenizer: Tokenizer, plan: Plan, context: int) -> Iterator[tuple[Te
     """Endless (ids, labels), both [rows, length]; rows hold one whole dialogue each, so nothing is ever cut."""
     source = dialogues(plan.seed)
     random = new_random(plan.seed + 1)
-    padding = tokenizer.token_to_id(END_OF_TEXT)
+    padding = tokenizer.encode(END_OF_TEXT).ids[0]
     while True:
         pool = [encode(tokenizer, dialogue) for dialogue in islice(source, plan.pool)]
         pool = sorted((row for row in pool if len(row[0]) <= context), key=lambda row: len(row[0]))
