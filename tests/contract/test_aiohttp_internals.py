@@ -2,8 +2,11 @@
 
 import asyncio
 import inspect
+import re
+import sys
 from importlib.metadata import version
 
+import pytest
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_parser import HttpRequestParser
@@ -71,3 +74,17 @@ async def test_the_body_reader_gives_a_complete_body_at_once() -> None:
     reader.feed_eof()
     assert reader.is_eof()
     assert reader.read_nowait() == b"abcdef"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="aiohttp starts its tasks eagerly from 3.12 on")
+def test_the_connection_makes_one_task_for_itself_and_one_per_request() -> None:
+    assert "loop.create_task(self.start())" in inspect.getsource(RequestHandler.connection_made)
+    source = inspect.getsource(RequestHandler.start)
+    assert source.count("create_task(coro)") == 1
+    assert "resp, reset = await task" in source
+    used = set(
+        re.findall(
+            r"\b(?:self\._loop|loop)\.(\w+)", inspect.getsource(RequestHandler) + inspect.getsource(BaseProtocol)
+        )
+    )
+    assert used <= {"create_task", "create_future", "call_at", "time"}
