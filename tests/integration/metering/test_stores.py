@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from gpumesh_metering.checks import quick_check
 from gpumesh_metering.domain.accounts import BUYER_AVAILABLE, BUYER_LEASED, PROVIDER_PENDING, Account
 from gpumesh_metering.domain.ledger import INT64_MAX, Ledger, LedgerError, Transfer, TransferKind
 from gpumesh_metering.domain.pricing import Price
@@ -359,6 +360,7 @@ async def test_checker_finds_each_kind_of_damage(
     found = (await ledger_store.check()).violations
     assert {sentence[:2] for sentence in found} == {"I1", "I2", "I4", "I5", "I7"}
     assert all(sentence.endswith(".") for sentence in found)
+    assert {sentence[:2] for sentence in await quick_check(database)} == {"I1", "I2"}
 
 
 def _price(per_mtok: int) -> object:

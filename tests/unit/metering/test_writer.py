@@ -177,6 +177,18 @@ async def test_full_queue_takes_nothing_and_answers_nothing(tmp_path: Path) -> N
         await until(lambda: len(bench.answers) == 3)
 
 
+async def test_queue_is_bounded_in_bytes_too(tmp_path: Path) -> None:
+    async with running(Bench(key_ring(tmp_path))) as bench:
+        bench.store.go.clear()
+        big = receipt_only() + b"\x32\x80\x80\x80\x0c" + bytes(24 * 1024 * 1024 + 16)  # a reason of 24 MiB, and some
+        taken = [bench.submit(os.urandom(16), big) for _ in range(4)]
+        assert taken == [True, True, False, False]
+        bench.store.go.set()
+        await until(lambda: len(bench.answers) == 2)
+        assert bench.submit(os.urandom(16), big)
+        await until(lambda: len(bench.answers) == 3)
+
+
 async def test_stop_writes_what_is_queued(tmp_path: Path) -> None:
     bench = Bench(key_ring(tmp_path))
     for _ in range(FLUSH_ITEMS + 5):

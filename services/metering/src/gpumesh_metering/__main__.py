@@ -15,7 +15,7 @@ from gpumesh_metering.postgres import PostgresLedgerStore
 from gpumesh_metering.postgres_settle import PostgresSettleStore
 from gpumesh_metering.servicer import BalanceServicer, LedgerServicer, SettlementServicer
 from gpumesh_metering.settlements import SettlementReceiver
-from gpumesh_metering.start import prepare, sweep_parked
+from gpumesh_metering.start import prepare, sweep_parked, watch_ledger
 from gpumesh_metering.writer import GroupCommitWriter
 from gpumesh_runtime.clock import SystemClock
 from gpumesh_runtime.database import Database
@@ -27,6 +27,7 @@ from gpumesh_runtime.sealing import KeyRing, KeyRingError
 SCHEMA: Final = "metering"
 _PRICES_S: Final = 5.0
 _SWEEP_S: Final = 15.0
+_CHECK_S: Final = 60.0
 
 
 async def serve(life: Life, settings: MeteringSettings) -> None:
@@ -55,6 +56,7 @@ async def serve(life: Life, settings: MeteringSettings) -> None:
     writing = life.spawn(writer.run(), "writer")
     life.spawn(watch_prices(ledger_store, hub, _PRICES_S), "prices")
     life.spawn(sweep_parked(settle_store, settings.park_s, _SWEEP_S), "parked receipts")
+    life.spawn(watch_ledger(database, _CHECK_S), "ledger check")
     life.ready(address=settings.address, port=server.port)
 
     await life.until_stopped()

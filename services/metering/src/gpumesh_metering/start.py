@@ -1,16 +1,20 @@
-"""What happens around serving: waiting for the database, migrations, the sweep of parked receipts."""
+"""What happens around serving: waiting for the database, migrations, the sweep of parked receipts, the minute's check."""
 
 import asyncio
 
+from gpumesh_metering.checks import quick_check
 from gpumesh_metering.store import SettleStore, StoreRefusedError
 from gpumesh_runtime.database import Database, MigrationError, migrate
 from gpumesh_runtime.errors import Unavailable
 from gpumesh_runtime.lifecycle import StartError
 from gpumesh_runtime.logs import get_logger
-from gpumesh_runtime.metrics import counter
+from gpumesh_runtime.metrics import counter, gauge
 
 log = get_logger("gpumesh.metering.start")
 _SWEPT = counter("gpumesh_metering_suspended_receipts_total", "Parked receipts that went into suspense").cell
+_VIOLATIONS = gauge(
+    "gpumesh_metering_ledger_violations", "Invariants I1 and I2 that failed at the last check; alarm above 0"
+).cell
 _LOOK_S = 5.0  # how often the wait for PostgreSQL says that it still waits
 
 
@@ -45,3 +49,16 @@ async def sweep_parked(store: SettleStore, park_s: float, every_s: float) -> Non
         if moved:
             _SWEPT.value += moved
             log.warning("receipts went into suspense", count=moved)
+
+
+async def watch_ledger(database: Database, every_s: float) -> None:
+    """Checks I1 and I2 now and then; a violation is an error in the log and in the metric. Runs until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            found = await quick_check(database)
+        except Unavailable:
+            continue  # the writer says that the database is away
+        _VIOLATIONS.value = len(found)
+        for sentence in found:
+            log.error("the ledger is broken", cause=sentence)

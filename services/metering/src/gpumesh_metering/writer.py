@@ -26,6 +26,9 @@ log = get_logger("gpumesh.metering.writer")
 FLUSH_S: Final = 0.010  # how long the first item of a batch waits for company; settling is in nobody's way
 FLUSH_ITEMS: Final = 200  # beyond this a bigger batch gains nothing (mechanisms.md 6: 13,700/s in batches of 100)
 MAX_QUEUED: Final = 50_000  # about 40 MB; a minute of 800 jobs/s while the database is away
+MAX_QUEUED_BYTES: Final = (
+    64 * 1024 * 1024
+)  # a Settle has 400 to 800 bytes; this is the bound for those that are not as they should be
 _BACKOFF_S: Final = (0.1, 2.0)
 # A single item is judged twice: what a constraint says once may have to do with another transaction, twice it is the item.
 _REFUSALS: Final = 2
@@ -77,6 +80,7 @@ class GroupCommitWriter:
         self._on_balances = on_balances
         self._max_queued = max_queued
         self._queue: deque[Waiting] = deque()
+        self._queued_bytes = 0
         self._some = asyncio.Event()
         self._full = asyncio.Event()
         self._stopping = False
@@ -85,9 +89,11 @@ class GroupCommitWriter:
     def submit(self, job_id: bytes, body: bytes, answer: Answer) -> bool:
         """Takes an item. False when the queue is full: it gets no answer, and its sender will send it again."""
         queue = self._queue
-        if len(queue) >= self._max_queued:
+        size = self._queued_bytes + len(body)
+        if len(queue) >= self._max_queued or size > MAX_QUEUED_BYTES:
             _DROPPED.value += 1
             return False
+        self._queued_bytes = size
         queue.append(Waiting(job_id, body, answer))
         if len(queue) == 1:
             self._since = self._clock.monotonic()
@@ -137,6 +143,7 @@ class GroupCommitWriter:
             else:
                 jobs.add(item.job_id)
                 batch.append(item)
+                self._queued_bytes -= len(item.body)
         queue.extendleft(reversed(again))
         self._since = self._clock.monotonic()
         if not queue and not self._stopping:
