@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import asyncpg
 
@@ -119,7 +120,9 @@ class Postgres:
 
     def url(self, database: str = DATABASE) -> str:
         """For services: the unix socket. Contains the password."""
-        return f"postgresql://{USER}:{self._password}@/{database}?host={self.socket_folder}&port={self.port}"
+        return (
+            f"postgresql://{USER}:{self._password}@/{database}?host={quote(str(self.socket_folder))}&port={self.port}"
+        )
 
     def opened_folders(self) -> list[Path]:
         """When we are root: folders that must let the other user through, which `prepare` opens (o+x, nothing more)."""
