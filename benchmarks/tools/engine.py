@@ -2,8 +2,8 @@
 
     python -m benchmarks.tools.engine PORT
 
-Non-streaming: one 0.4 KB answer. `"stream": true`: `max_tokens` content chunks, `seed` microseconds apart (0: all at once), a finish chunk,
-a usage chunk when asked for, [DONE]. It is never the bottleneck and never what is measured.
+Non-streaming: one 0.4 KB answer. `"stream": true`: `max_tokens` content chunks, the first at once, then `seed` microseconds apart (0: all at once),
+a finish chunk, a usage chunk when asked for, [DONE]. It is never the bottleneck and never what is measured.
 """
 
 import asyncio
@@ -106,11 +106,11 @@ class Engine(asyncio.Protocol):
         options = request.get("stream_options") or {}
         tail = _FINISH + (_event([], _usage(tokens)) if options.get("include_usage") else b"") + _DONE
         gap_s = int(request.get("seed") or 0) / 1e6
-        transport.write(_STREAM_HEADERS + _FIRST)
-        if gap_s == 0:
-            transport.write(_WORD * tokens + tail)
-        else:
-            self._step(asyncio.get_running_loop().time() + gap_s, gap_s, tokens, tail)
+        if gap_s == 0 or tokens == 1:
+            transport.write(_STREAM_HEADERS + _FIRST + _WORD * tokens + tail)
+        else:  # the first token comes at once: what is measured as time to first token is the way, not the gap
+            transport.write(_STREAM_HEADERS + _FIRST + _WORD)
+            self._step(asyncio.get_running_loop().time() + gap_s, gap_s, tokens - 1, tail)
 
     def _step(self, due: float, gap_s: float, left: int, tail: bytes) -> None:
         self._timer = asyncio.get_running_loop().call_at(due, self._emit, due, gap_s, left, tail)
