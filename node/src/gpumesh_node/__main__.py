@@ -41,7 +41,9 @@ async def serve(life: Life, settings: NodeSettings) -> None:
             reconnect_max_s=max(settings.reconnect_min_s, settings.reconnect_max_s),
         ),
         server_name=settings.scheduler_server_name,
+        on_change=lambda up: life.health.set("session", "" if up else "no scheduler answers"),
     )
+    life.health.set("session", "no scheduler answers")
     REGISTRY.before_scrape(lambda: meters.RECEIPTS.set(len(journal)))
     for engine in engines:
         engine.on_change = session.tell

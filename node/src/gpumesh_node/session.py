@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Goodbye, GoodbyeReason, Item, ItemKind
@@ -54,7 +55,9 @@ class Session:
         options: LinkOptions = NODE_LINK,
         server_name: str = "",
         present_every_s: float = PRESENT_EVERY_S,
+        on_change: Callable[[bool], None] = lambda up: None,
     ) -> None:
+        """on_change: called with whether a session is up, whenever that changes."""
         self._identity = identity
         self._runner = runner
         self._journal = journal
@@ -62,6 +65,7 @@ class Session:
         self._boot_id = boot_id
         self._options = options
         self._present_every_s = present_every_s
+        self._on_change = on_change
         self._addresses = list(identity.schedulers)
         random.shuffle(self._addresses)
         self._next_address = 0
@@ -153,6 +157,7 @@ class Session:
                 self._addresses.append(address)
         meters.SESSIONS.value += 1
         meters.SESSION_UP.set(1)
+        self._on_change(True)
         log.info(
             "session up",
             scheduler_id=welcome.scheduler_id,
@@ -193,6 +198,7 @@ class Session:
     def on_down(self, link: Link, end: LinkEnd) -> None:
         """The session is gone; jobs go on for a while."""
         meters.SESSION_UP.set(0)
+        self._on_change(False)
         meters.SESSION_ENDS.labels(end.value).add()
         log.warning("session down", end=end.value, jobs=len(self._runner.jobs))
         self._quiet()

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from gpumesh.common.v1.link_pb2 import GoodbyeReason
 from tests.support.node_scheduler import FENCE, FakeScheduler, NodeCertificates, chat
 
 MARKER = "violet-marker-4711"
@@ -78,6 +79,17 @@ async def test_a_wrong_setting_is_one_clear_line_and_exit_code_78(tmp_path: Path
             assert await asyncio.wait_for(process.wait(), 20) == 78
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line for line in lines if "GPUMESH_NODE_ENGINES: entry 1, mock.slots" in line]
+
+
+async def test_a_node_whose_identity_was_taken_over_ends_with_an_error(tmp_path: Path) -> None:
+    certificates = NodeCertificates(tmp_path / "ca")
+    async with FakeScheduler(certificates.scheduler) as scheduler:
+        env = environment(tmp_path, certificates, scheduler, {"kind": "mock", "model_id": "m"})
+        async with node_process(env, tmp_path / "log") as process:
+            link = await scheduler.up()
+            link.goodbye(GoodbyeReason.GOODBYE_REASON_REPLACED)
+            assert await asyncio.wait_for(process.wait(), 20) == 1
+    assert "SessionReplacedError" in (tmp_path / "log").read_text()
 
 
 async def test_prompts_and_answers_leave_no_trace(tmp_path: Path) -> None:

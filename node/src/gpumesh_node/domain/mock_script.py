@@ -41,6 +41,10 @@ _WORDS: Final = (
 )
 
 
+# One object a word: an answer of thousands of tokens costs a pointer each.
+_TOKENS: Final = tuple(word + " " for word in _WORDS)
+
+
 class ScriptError(ValueError):
     """A directive that mock-model does not know: a misspelt test must not pass."""
 
@@ -158,4 +162,4 @@ def words(script: Script, prompt: Prompt, choice: int) -> list[str]:
     seed = script.seed if prompt.seed is None else prompt.seed
     # The seed is a text: random.Random(tuple) would depend on the process's hash seed.
     source = random.Random(f"{seed}/{prompt.tokens}/{choice}")  # noqa: S311 -- a deterministic script, not a secret
-    return [source.choice(_WORDS) + " " for _ in range(script.tokens)]
+    return [source.choice(_TOKENS) for _ in range(script.tokens)]

@@ -66,6 +66,7 @@ class LlamaCppEngine:
             )
         )
         self._errors: deque[str] = deque(maxlen=_LAST_LINES)
+        self._loading = True
 
     @property
     def on_change(self) -> OnChange:
@@ -102,6 +103,8 @@ class LlamaCppEngine:
     async def _one_child(self) -> None:
         """One child from start to end. Failures are logged, not raised."""
         meters.ENGINE_STARTS.labels(self.name).add()
+        self._loading = True
+        self._errors.clear()
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -117,6 +120,7 @@ class LlamaCppEngine:
         try:
             ready = await self._ready(child)
             if ready.address:
+                self._loading = False
                 log.info("engine started", engine=self.name, pid=child.pid, address=ready.address)
                 self._http.move_to(f"{ready.address}/v1")
                 await self._watch(child)
@@ -169,9 +173,9 @@ class LlamaCppEngine:
             ended.cancel()
 
     async def _read_errors(self, stream: asyncio.StreamReader) -> None:
-        """Keeps the last lines from before the first job, for the log; what comes later is read and dropped: it could quote a prompt."""
+        """Keeps the last lines from before it serves, for the log; what comes later is read and dropped: it could quote a prompt."""
         while line := await _line(stream):
-            if self.models()[0].state is ModelState.LOADING:
+            if self._loading:
                 self._errors.append(line.decode(errors="replace").strip()[:300])
 
 

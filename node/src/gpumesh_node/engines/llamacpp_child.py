@@ -6,6 +6,7 @@ are visible to all users of the machine.
 """
 
 import os
+import signal
 import sys
 from typing import Final
 
@@ -72,6 +73,9 @@ def main() -> None:
     forbid_core_dumps()
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ChildSettings)
     die_with_parent(settings.parent)
+    # Ctrl-C goes to the whole group of processes; this one serves until the node, which drains, closes stdin.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Whatever C++ prints goes nowhere near the line that the node reads.
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

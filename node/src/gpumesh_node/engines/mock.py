@@ -15,6 +15,8 @@ from gpumesh_node.engines.base import Answer, OnChange
 from gpumesh_runtime.reasons import Reason
 
 _CONTEXT_TOKENS = 4096
+# Steps of one read: what waits beyond it stays with the engine, as behind a real engine's socket.
+_MOST_STEPS = 64
 
 
 def _nothing() -> None:
@@ -83,7 +85,7 @@ class MockAnswer:
         return Usage(self._prompt.tokens, self.tokens, reasoning_tokens=reasoning)
 
     async def read(self) -> Sequence[Delta]:
-        """All tokens that are due, after waiting for the next."""
+        """Tokens that are due, after waiting for the next."""
         if self._ended:
             return ()
         await self._fault()
@@ -91,7 +93,8 @@ class MockAnswer:
         if wait > 0:
             await asyncio.sleep(wait)
         out: list[Delta] = []
-        while self._at < self._steps and self._due(self._at) <= self._loop.time() + 1e-4 and not self._fault_is_due():
+        most = min(self._steps, self._at + _MOST_STEPS)
+        while self._at < most and self._due(self._at) <= self._loop.time() + 1e-4 and not self._fault_is_due():
             out += self._step(self._at)
             self._at += 1
         if self._at >= self._steps and not self._fault_is_due():

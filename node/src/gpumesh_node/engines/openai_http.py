@@ -4,6 +4,7 @@ One keep-alive pool per engine. Whatever the socket holds when the loop turns be
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -82,6 +83,7 @@ class OpenAiHttpEngine:
         self._engine_names = {model.model_id: name for name, model in settings.models.items()}
         self._session: aiohttp.ClientSession | None = None
         self._was_well: bool | None = None
+        self._look_now = asyncio.Event()
 
     def models(self) -> Sequence[ServedModel]:
         """Its models with the state of the last look."""
@@ -94,8 +96,11 @@ class OpenAiHttpEngine:
         await self.open()
         try:
             while True:
+                self._look_now.clear()
                 well = await self.look()
-                await asyncio.sleep(_LOOK_EVERY_S if well else _LOOK_SOON_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S if well else _LOOK_SOON_S):
+                        await self._look_now.wait()
         finally:
             await self.close()
 
@@ -219,6 +224,9 @@ class OpenAiHttpEngine:
             try:
                 return await session.post(url, data=data, headers=headers, allow_redirects=False)
             except (aiohttp.ClientConnectorError, TimeoutError):
+                # Nobody is there: no more offers until a look finds it again.
+                self.set_all(ModelState.FAILED)
+                self._look_now.set()
                 break
             except (aiohttp.ClientError, OSError):
                 # The engine closed an idle connection in the moment it was used: nothing was answered, once more is safe.
