@@ -1,17 +1,23 @@
 """Bounds of the HTTP side, on a raw socket: requests that can be read in two ways, too much of anything, too slow in anything."""
 
 import asyncio
+import hashlib
 import json
+import ssl
 import time
 from pathlib import Path
 
 import aiohttp
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from gpumesh.common.v1.job_pb2 import Model
 from gpumesh.router.v1.admission_service_pb2 import AdmitRequest
 from gpumesh_runtime.errors import MeshError, Reason
-from tests.support.edge_client import CHAT, RawClient, chat_body, post, raw_request
-from tests.support.edge_peers import EdgeMesh, PlayedJob, eventually, make_key
+from gpumesh_runtime.identity import service_uri
+from tests.support.certificates import Certificates
+from tests.support.edge_client import CHAT, RawClient, chat_body, events_of, post, raw_request, text_of
+from tests.support.edge_peers import TINY, EdgeMesh, PlayedJob, eventually, make_key
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n"
 AMBIGUOUS = {
@@ -190,3 +196,37 @@ async def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path, http: aioh
         assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
         assert time.monotonic() - began < 3
         await eventually(lambda: mesh.dispatch.last.cancelled == "DEADLINE_EXCEEDED")
+
+
+async def test_a_prompt_near_the_context_is_counted_with_the_models_tokenizer(
+    mesh: EdgeMesh, http: aiohttp.ClientSession
+) -> None:
+    words = Tokenizer(models.WordLevel({"word": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    file = words.to_str().encode()
+    sha256 = hashlib.sha256(file).hexdigest()
+    counted = Model()
+    counted.CopyFrom(TINY)
+    counted.tokenizer_sha256 = sha256
+    mesh.router.tokenizers[sha256] = file
+    mesh.router.models = [counted]
+    mesh.router.publish()
+    find = mesh.edge.models.find
+    await eventually(lambda: (found := find("tiny")) is not None and found.tokenizer_sha256 == sha256)
+    assert (await post(http, mesh, messages=[{"role": "user", "content": "word " * 4000}]))[0] == 200
+    assert mesh.router.admits[-1].input_tokens_estimate == 4000 + 2 * TINY.template_overhead_tokens
+    status, body = await post(http, mesh, messages=[{"role": "user", "content": "word " * 4100}])
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "4096" in body["error"]["message"]
+    assert "4100" in body["error"]["message"]
+
+
+async def test_clients_may_come_over_tls(tmp_path: Path) -> None:
+    tls = Certificates(tmp_path / "ca").uri(service_uri("edge"))
+    context = ssl.create_default_context(cafile=str(tls.ca_file))
+    async with EdgeMesh(tmp_path, http_tls_cert=tls.cert_file, http_tls_key=tls.key_file) as mesh:
+        connector = aiohttp.TCPConnector(ssl=context)
+        async with aiohttp.ClientSession(connector=connector) as http:
+            url = f"https://127.0.0.1:{mesh.edge.server.port}{CHAT}"
+            async with http.post(url, json=chat_body(stream=True), headers=mesh.headers) as answer:
+                assert text_of(events_of(await answer.text())) == "Hello world"
