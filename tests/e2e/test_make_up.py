@@ -116,7 +116,7 @@ def test_down_with_nothing_running_is_not_an_error(bare: Mesh) -> None:
 
 
 async def test_what_a_killed_launcher_left_is_ended_by_the_next_up_or_down(bare: Mesh) -> None:
-    bare.up("--engine", "mock")
+    await asyncio.to_thread(bare.up, "--engine", "mock")
     pids = [bare.pid(name) for name in SERVICES]
     launcher = bare.kill("launcher")
     await until(lambda: not alive(launcher))
