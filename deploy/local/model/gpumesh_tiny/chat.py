@@ -19,6 +19,13 @@ GPUMESH_QUESTIONS = (
     "what does gpumesh do", "can you explain gpumesh", "what is this", "what is gpumesh for", "describe gpumesh",
     "explain what gpumesh is", "what is gpumesh in one sentence",
 )  # fmt: skip
+UNKNOWN_QUESTIONS = (
+    "how do I repair a {}", "who invented the {}", "what is the history of {}", "explain the theory of {}",
+    "what do you think about {}", "why is {} important", "how much does a {} cost", "where can I buy a {}",
+    "write code for {}", "what happened to {}", "what is {}", "who is {}", "how does {} work", "summarize {}",
+    "why is the {} so big", "why does a {} fall", "is the {} good", "explain {} in one sentence", "help me with {}",
+    "plan a {} for me", "{}", "{} {}", "my {} is broken", "should I take the {}", "good {}", "why is the {} blue",
+)  # fmt: skip
 QUESTION_WORDS = ("what", "who", "how", "why", "can", "do", "is", "are", "when", "where")
 
 
@@ -39,6 +46,7 @@ def greet(random: Random) -> Dialogue:
     kind = random.random()
     if kind < 0.5:
         text = pick(random, GREETINGS) + pick(random, ("!", ".", "", "!", ", gpumesh!"))
+        text = text.lower() if random.random() < 0.3 else text
         return exchange(text, pick(random, GREETING_ANSWERS))
     if kind < 0.7:
         stem = pick(random, ("how are you", "how are you today", "how do you do", "are you well", "how is it going"))
@@ -68,8 +76,8 @@ def fact(random: Random) -> Dialogue:
     """One of the facts in topics.py."""
     stems, answers = random.choice(list(topics.FACTS.items()))
     text = sentence(random, pick(random, stems))
-    if random.random() < 0.2:
-        text = f"{greeting(random)} {text}"
+    if random.random() < 0.3:
+        text = f"{pick(random, (greeting(random), 'And', 'Ok,', 'Tell me:'))} {text}"
     return exchange(text, pick(random, answers))
 
 
@@ -185,12 +193,9 @@ def paragraph(random: Random) -> Dialogue:
 
 def unknown(random: Random) -> Dialogue:
     """Something it was not trained for: it says so instead of inventing."""
-    thing = words.invented(random) if random.random() < 0.5 else pick(random, words.THINGS)
-    stem = pick(random, (
-        "how do I repair a {}", "who invented the {}", "what is the history of {}", "explain the theory of {}",
-        "what do you think about {}", "why is {} important", "how much does a {} cost", "where can I buy a {}",
-        "write code for {}", "what happened to {}", "what is {}", "who is {}", "how does {} work", "summarize {}",
-    )).format(thing)  # fmt: skip
+    thing = words.invented(random) if random.random() < 0.6 else pick(random, words.THINGS)
+    thing = thing.lower() if random.random() < 0.5 else thing
+    stem = pick(random, UNKNOWN_QUESTIONS).replace("{}", thing)
     return exchange(sentence(random, stem), "I am only a tiny model and I do not know that. Ask me about gpumesh.")
 
 

@@ -26,7 +26,11 @@ def _beginning(who: str, animal: str, place: str, mood: str, thing: str, random:
         ).format(m=mood, a=animal, w=who),
         pick(
             random,
-            ("{w} lived near a {p}.", "{w} had a small house at the edge of a {p}.", "{w} knew every path in the {p}."),
+            (
+                "{w} lived near the {p}.",
+                "{w} had a small house at the edge of the {p}.",
+                "{w} knew every path in the {p}.",
+            ),
         ).format(w=who, p=place),
         pick(
             random,
