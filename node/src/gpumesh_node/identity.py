@@ -5,21 +5,19 @@ enrolment). The key never leaves the machine.
 """
 
 import asyncio
+import base64
 import json
 import random
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from gpumesh.registry.v1 import enrolment_service_pb2 as enrolment
 from gpumesh.registry.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from gpumesh_node.config import NodeSettings
-from gpumesh_runtime.ca import csr_for_key, make_key_and_csr
 from gpumesh_runtime.clock import Clock
 from gpumesh_runtime.config import ConfigError
 from gpumesh_runtime.errors import MeshError, Reason
@@ -33,6 +31,9 @@ log = get_logger("gpumesh.node.identity")
 _CALL_S: Final = 10.0
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_MOST_S: Final = 60.0
+# DER: SEQUENCE of two times, each UTCTime (0x17, 13 characters) or GeneralizedTime (0x18, 15).
+_TIME: Final = rb"(?:\x17\x0d|\x18\x0f)(\d{12,14}Z)"
+_VALIDITY: Final = re.compile(rb"\x30." + _TIME + _TIME, re.DOTALL)
 # The registry cannot mend these by waiting.
 _FATAL: Final = frozenset(
     (
@@ -90,8 +91,7 @@ class Enrolment:
     def certificate_times(self) -> tuple[datetime, datetime]:
         """Begin and end of the certificate, UTC."""
         path = self._settings.tls_cert or self._certificate
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return validity(path.read_bytes())
 
     async def keep_renewed(self, on_renewed: Callable[[], Awaitable[None]]) -> None:
         """Renews at half life, for ever; calls on_renewed after each. Does nothing for a ready certificate from settings."""
@@ -123,8 +123,9 @@ class Enrolment:
 
     async def renew(self) -> None:
         """One renewal. Raises MeshError."""
-        csr = _der(csr_for_key(self._key.read_bytes(), ""))
-        request = enrolment.RenewCertificateRequest(certificate_pem=self._certificate.read_text(), csr_der=csr)
+        request = enrolment.RenewCertificateRequest(
+            certificate_pem=self._certificate.read_text(), csr_der=_csr(self._key.read_bytes())
+        )
         async with client.channel(
             self._registry(),
             TlsIdentity.ca_only(self._settings.ca_file or self._ca),
@@ -153,12 +154,9 @@ class Enrolment:
         if settings.ca_file is None:
             raise ConfigError(["GPUMESH_NODE_CA_FILE: is not set; it is needed to enrol"])
         # A key from an earlier try is kept: the same token and key give the same node again.
-        if self._key.exists():
-            csr = csr_for_key(self._key.read_bytes(), "")
-        else:
-            key, csr = make_key_and_csr("")
-            write_private(self._key, key)
-        request = enrolment.EnrolNodeRequest(enrolment_token=token, csr_der=_der(csr))
+        if not self._key.exists():
+            write_private(self._key, _new_key())
+        request = enrolment.EnrolNodeRequest(enrolment_token=token, csr_der=_csr(self._key.read_bytes()))
         tls = _ca_only(settings.ca_file)
         async with client.channel(self._registry(), tls, server_name=settings.registry_server_name) as channel:
             answer = await client.unary(EnrolmentServiceStub(channel).EnrolNode, request, _CALL_S)
@@ -201,8 +199,39 @@ class Enrolment:
         return NodeIdentity(who.node_id, who.provider_id, tls, schedulers)
 
 
-def _der(csr_pem: bytes) -> bytes:
-    return x509.load_pem_x509_csr(csr_pem).public_bytes(serialization.Encoding.DER)
+def validity(certificate_pem: bytes) -> tuple[datetime, datetime]:
+    """Begin and end of the first certificate in a PEM file, UTC. Raises ValueError.
+
+    Without an X.509 parser, which costs 15 MB: a validity is two times after each other, and no other field of ours holds times.
+    """
+    der = base64.b64decode(certificate_pem.partition(b"-----BEGIN CERTIFICATE-----")[2].partition(b"-----END")[0])
+    match = _VALIDITY.search(der)
+    if match is None:
+        raise ValueError("not a certificate")
+    begin, end = (_time(match[group].decode("ascii")) for group in (1, 2))
+    return begin, end
+
+
+def _time(text: str) -> datetime:
+    """UTCTime (two digits of the year, 1950-2049) or GeneralizedTime (four)."""
+    if len(text) == 13:
+        text = ("19" if text >= "5" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+def _new_key() -> bytes:
+    # Imported here, like the next: only a node that enrols or renews needs cryptography's 15 MB.
+    from gpumesh_runtime.ca import make_key_and_csr  # noqa: PLC0415 -- see above
+
+    return make_key_and_csr("")[0]
+
+
+def _csr(key_pem: bytes) -> bytes:
+    """A signing request with the node's key, DER; the registry decides what it is for."""
+    from gpumesh_runtime.ca import csr_for_key  # noqa: PLC0415 -- see _new_key
+
+    pem = csr_for_key(key_pem, "")
+    return base64.b64decode(b"".join(pem.split(b"-----")[2].split()))
 
 
 def _ca_only(path: Path) -> TlsIdentity:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from gpumesh.common.v1.link_pb2 import GoodbyeReason
 from gpumesh_node.config import NodeSettings
-from gpumesh_node.identity import Enrolment
+from gpumesh_node.identity import Enrolment, validity
 from gpumesh_runtime.clock import FakeClock, SystemClock
 from gpumesh_runtime.config import ConfigError
 from gpumesh_runtime.errors import Reason
+from gpumesh_runtime.identity import node_uri
 from gpumesh_runtime.lifecycle import StartError
 from tests.support.node_process import running_node
 from tests.support.node_registry import FakeRegistry
@@ -126,3 +128,14 @@ async def test_half_way_the_certificate_is_renewed_and_the_session_opened_anew(t
         await scheduler.ready()
         await scheduler.completed(scheduler.offer())
         assert scheduler.hellos[1].session_counter == scheduler.hellos[0].session_counter + 1
+
+
+@pytest.mark.parametrize("lifetime", [timedelta(hours=1), timedelta(days=365 * 60)])
+def test_validity_is_read_as_a_parser_reads_it(tmp_path: Path, lifetime: timedelta) -> None:
+    tls = NodeCertificates(tmp_path).ca.issue_files("n", node_uri("p", "n"), lifetime=lifetime)
+    assert tls.cert_file is not None
+    pem = tls.cert_file.read_bytes()
+    certificate = x509.load_pem_x509_certificate(pem)
+    assert validity(pem) == (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    with pytest.raises(ValueError, match="not a certificate"):
+        validity(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----")
