@@ -33,7 +33,7 @@ PROVIDER = Account(PROVIDER_PENDING, "p1")
 def batch_of(ring: KeyRing, jobs: dict[bytes, bytes]) -> SettleBatch:
     """Settle bodies as a batch."""
     batch = SettleBatch()
-    intake = Intake(ring.verify, 8_000)
+    intake = Intake(ring.check, 8_000)
     for job_id, body in jobs.items():
         assert isinstance(intake.add(batch, job_id, body, 0.0), bytes)
     return batch

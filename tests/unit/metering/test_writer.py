@@ -28,7 +28,7 @@ class Bench:
         self.store = MemorySettleStore()
         self.answers: list[tuple[bytes, Settled]] = []
         self.balances: list[BuyerBalance] = []
-        intake = Intake(ring.verify, 8_000)
+        intake = Intake(ring.check, 8_000)
         self.writer = GroupCommitWriter(self.store, intake, SystemClock(), self.on_balances, max_queued=max_queued)
 
     def on_balances(self, rows: Sequence[BuyerBalance]) -> None:

@@ -9,6 +9,7 @@ add a key with a not_before in the near future, let every process read the file,
 
 import base64
 import binascii
+import hashlib
 import hmac
 import json
 import secrets
@@ -21,7 +22,29 @@ from typing import Final
 from gpumesh_runtime.files import write_private
 
 _SECRET_BYTES: Final = 32
+_BLOCK_BYTES: Final = 64
+_IPAD: Final = bytes(value ^ 0x36 for value in range(256))
+_OPAD: Final = bytes(value ^ 0x5C for value in range(256))
+_MOST_DERIVED: Final = 4096
 _LOOK_EVERY_S: Final = 1.0  # how often the file's stamp is compared; a stat costs about 1 us, a seal 2.6
+
+
+class Mac:
+    """HMAC-SHA256 with one key, its pads hashed once: 0.6 us a message against 1.4 for hmac.digest."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, secret: bytes) -> None:
+        block = (hashlib.sha256(secret).digest() if len(secret) > _BLOCK_BYTES else secret).ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(block.translate(_IPAD))
+        self._outer = hashlib.sha256(block.translate(_OPAD))
+
+    def __call__(self, message: bytes) -> bytes:
+        """The 32-byte MAC."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +52,10 @@ class _Key:
     id: str
     secret: bytes = field(repr=False)
     not_before: float = 0.0
+    mac: Mac = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mac", Mac(self.secret))
 
 
 class KeyRingError(Exception):
@@ -52,6 +79,7 @@ class KeyRing:
         self._keys: dict[str, _Key] = {}
         self._sealing: _Key | None = None
         self._next_look = 0.0
+        self._derived: dict[tuple[str, tuple[bytes, bytes]], Mac] = {}
         self._load(required=True)
 
     def seal(self, context: bytes, body: bytes) -> tuple[str, bytes]:
@@ -59,14 +87,40 @@ class KeyRing:
         fits another kind.
         """
         key = self._current()
-        return key.id, hmac.digest(key.secret, context + body, "sha256")
+        return key.id, key.mac(context + body)
 
     def verify(self, context: bytes, key_id: str, body: bytes, mac: bytes) -> bool:
         """Whether a key of the ring sealed exactly this. Never raises for what a stranger sent."""
         if self._monotonic() >= self._next_look:
             self._load()
         key = self._keys.get(key_id)
-        return key is not None and hmac.compare_digest(hmac.digest(key.secret, context + body, "sha256"), mac)
+        return key is not None and hmac.compare_digest(key.mac(context + body), mac)
+
+    def grant(self, context: bytes, body: bytes) -> tuple[str, bytes]:
+        """(key id, secret of 32 bytes) derived for `body`: whoever has it can seal under `body` and under nothing else."""
+        key = self._current()
+        return key.id, key.mac(context + body)
+
+    def check(self, grant: tuple[bytes, bytes] | None, context: bytes, key_id: str, body: bytes, mac: bytes) -> bool:
+        """Whether this was sealed by a key of the ring, or, with (context, body) of a grant, by the secret that grant() gave for it.
+
+        Never raises for what a stranger sent.
+        """
+        if grant is None:
+            return self.verify(context, key_id, body, mac)
+        if self._monotonic() >= self._next_look:
+            self._load()
+        derived = self._derived.get((key_id, grant)) or self._derive(key_id, grant)
+        return derived is not None and hmac.compare_digest(derived(context + body), mac)
+
+    def _derive(self, key_id: str, grant: tuple[bytes, bytes]) -> "Mac | None":
+        key = self._keys.get(key_id)
+        if key is None:
+            return None
+        if len(self._derived) >= _MOST_DERIVED:
+            self._derived.clear()
+        mac = self._derived[key_id, grant] = Mac(key.mac(grant[0] + grant[1]))
+        return mac
 
     def _current(self) -> _Key:
         if self._sealing is None or self._monotonic() >= self._next_look:
@@ -86,6 +140,7 @@ class KeyRing:
             if stamp != self._stamp:
                 self._keys = _parse(self.path)
                 self._stamp = stamp
+                self._derived.clear()
         except (OSError, KeyRingError) as err:
             if required:
                 raise KeyRingError(f"{self.path}: {err}") from err

@@ -44,7 +44,7 @@ async def serve(life: Life, settings: MeteringSettings) -> None:
     ledger_store, settle_store = PostgresLedgerStore(database), PostgresSettleStore(dsn)
     hub = BalanceHub(ledger_store, life.spawn)
     hub.set_prices(await ledger_store.prices())
-    writer = GroupCommitWriter(settle_store, Intake(key_ring.verify, settings.share_bp), SystemClock(), hub.changed)
+    writer = GroupCommitWriter(settle_store, Intake(key_ring.check, settings.share_bp), SystemClock(), hub.changed)
     settlement = SettlementServicer(SettlementReceiver(writer), settings.instance)
     balance = BalanceServicer(hub, settings.instance)
 

@@ -19,7 +19,7 @@ from gpumesh_runtime.errors import Reason
 MAX_COUNTS: Final = 64  # node counts kept per job; more tries than this do not happen
 MAX_REASON_CHARACTERS: Final = 64
 
-Verify = Callable[[bytes, str, bytes, bytes], bool]  # KeyRing.verify: context, key id, body, mac
+Verify = Callable[[tuple[bytes, bytes] | None, bytes, str, bytes, bytes], bool]  # KeyRing.check
 
 
 class Refused(NamedTuple):
@@ -68,10 +68,12 @@ class Intake:
         return self._decide(batch, job_id, settle, ticket)
 
     def _open(self, sealed: SealedTicket, job_id: bytes) -> Ticket | None:
-        body = sealed.body
-        if not self._verify(wire.TICKET_CONTEXT, sealed.key_id, body, sealed.mac):
+        body, grant = sealed.body, sealed.grant
+        if not self._verify(
+            (wire.GRANT_CONTEXT, grant) if grant else None, wire.TICKET_CONTEXT, sealed.key_id, body, sealed.mac
+        ):
             return None
-        ticket = wire.ticket_from_wire(body)
+        ticket = wire.ticket_from_wire(body + grant)
         return ticket if ticket.job_id == job_id and len(job_id) == wire.JOB_ID_BYTES else None
 
     def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> bytes | Refused:

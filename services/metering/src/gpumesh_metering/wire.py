@@ -21,6 +21,7 @@ from gpumesh_metering.domain.settlement import Terms as TicketTerms
 from gpumesh_metering.store import BuyerBalance, StoredSettlement, UsageRow
 
 TICKET_CONTEXT: Final = b"gpumesh-ticket-v1"
+GRANT_CONTEXT: Final = b"gpumesh-grant-v1"
 JOB_ID_BYTES: Final = 16
 _PRICES_KEPT: Final = 10_000
 _PAGE_TOKEN: Final = "before:"  # noqa: S105 -- a cursor, not a secret

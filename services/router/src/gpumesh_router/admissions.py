@@ -10,10 +10,11 @@ from typing import Final, Protocol
 
 from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
 from gpumesh_router.domain.admission import Ask, Desk, Fetch, Grant, Missing
-from gpumesh_router.wire import admission_to_wire, ask_from_wire, ticket_to_wire
+from gpumesh_router.wire import admission_to_wire, ask_from_wire, grant_to_wire, ticket_to_wire
 from gpumesh_runtime.clock import Clock
 from gpumesh_runtime.error_types import InvalidArgument, MeshError, Unavailable
 from gpumesh_runtime.errors import as_mesh_error
+from gpumesh_runtime.link import new_id
 from gpumesh_runtime.metrics import counter
 from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.sealing import KeyRing
@@ -22,6 +23,7 @@ Answer = Callable[[admission_pb2.Admission | MeshError], None]
 _MAX_FETCHES: Final = 3  # key, balance, and one more when a cache was dropped between the two
 _ID_BYTES: Final = 16
 _OUTCOMES: Final = counter("gpumesh_router_admissions_total", "Admission requests by outcome", ("outcome",))
+_STANDING: Final = counter("gpumesh_router_grants_total", "Standing grants given to callers").cell
 _ADMITTED: Final = _OUTCOMES.labels("ADMITTED")
 _DIGEST_BYTES: Final = 32
 
@@ -63,9 +65,9 @@ class Admissions:
             return
         self._try(ask_from_wire(wire), answer, _MAX_FETCHES)
 
-    def release(self, job_id: bytes, charge_nano_usd: int) -> None:
-        """The job is over for its client. Repetition is harmless."""
-        self._desk.balances.release(job_id, charge_nano_usd)
+    def release(self, job_id: bytes, charge_nano_usd: int, still_held_nano_usd: int = 0) -> None:
+        """The job, or the grant, is over for its caller. Repetition is harmless."""
+        self._desk.balances.release(job_id, charge_nano_usd, still_held_nano_usd)
 
     async def authenticate(self, key_id: str, digest: bytes) -> str:
         """The account of a key, asking the registry if needed. Raises MeshError."""
@@ -121,7 +123,12 @@ class Admissions:
 
     def _granted(self, grant: Grant) -> admission_pb2.Admission:
         now_s = self._clock.now_ns() // 1_000_000_000
-        return admission_to_wire(grant, ticket_to_wire(grant, now_s, self._submit_s, self._settle_s), self._ring)
+        admission = admission_to_wire(grant, ticket_to_wire(grant, now_s, self._submit_s, self._settle_s), self._ring)
+        standing = self._desk.stand(grant, new_id(), self._clock.monotonic()) if grant.ask.accepts_grant else None
+        if standing is not None:
+            admission.grant.CopyFrom(grant_to_wire(standing, now_s, self._submit_s, self._settle_s, self._ring))
+            _STANDING.add()
+        return admission
 
     def _refuse(self, error: MeshError, answer: Answer) -> None:
         _OUTCOMES.labels(error.reason.value).add()

@@ -77,7 +77,8 @@ class AdmissionServicer(AdmissionServiceServicer):
                 return
             self._admissions.admit(request, functools.partial(_answer, link, item.id))
         elif kind == _RELEASE:
-            self._admissions.release(item.id, admission_pb2.Release.FromString(item.body).charge_nano_usd)
+            release = admission_pb2.Release.FromString(item.body)
+            self._admissions.release(item.id, release.charge_nano_usd, release.held_nano_usd)
 
     def on_goodbye(self, link: Link, goodbye: Goodbye) -> None:
         """It asks nothing new; its releases still come."""

@@ -1,6 +1,7 @@
 """Wire messages to the router's nouns and back: total, pure."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -8,12 +9,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gpumesh.common.v1 import job_pb2
 from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
 from gpumesh.scheduler.v1 import capacity_service_pb2 as capacity_pb2
-from gpumesh_router.domain.admission import Ask, Grant
+from gpumesh_router.domain.admission import GRANT_S, Ask, Grant, StandingGrant
 from gpumesh_router.domain.capacity import ModelCapacity
 from gpumesh_router.domain.catalogue import Model, Price
 from gpumesh_runtime.sealing import KeyRing
 
 TICKET_CONTEXT: Final = b"gpumesh-ticket-v1"
+GRANT_CONTEXT: Final = b"gpumesh-grant-v1"
 _DEFAULT_DEADLINE_S: Final = 600.0
 
 
@@ -33,6 +35,7 @@ def ask_from_wire(wire: admission_pb2.AdmitRequest) -> Ask:
         deadline_s=wire.deadline_ms / 1000 if wire.deadline_ms else _DEFAULT_DEADLINE_S,
         service_class=wire.service_class,
         excluded=tuple(wire.excluded_scheduler_ids),
+        accepts_grant=wire.accepts_grant,
     )
 
 
@@ -110,6 +113,38 @@ def ticket_to_wire(grant: Grant, now_s: int, submit_s: int, settle_s: int) -> jo
         modality=ask.modality,  # type: ignore[arg-type]  # likewise
         attempt=ask.attempt,
         choices=ask.choices,
+    )
+
+
+def grant_to_wire(
+    granted: StandingGrant, now_s: int, submit_s: int, settle_s: int, ring: KeyRing
+) -> admission_pb2.Grant:
+    """A standing grant with the secret of its tickets. Their times all count from its issue."""
+    first, model = granted.first, granted.first.model
+    shared = job_pb2.Ticket(
+        account_id=first.account_id,
+        key_id=first.ask.key_id,
+        model_id=model.model_id,
+        model_revision=model.revision,
+        price=price_to_wire(first.price),
+        scheduler_id=first.scheduler.scheduler_id,
+        scheduler_boot_id=first.scheduler.boot_id,
+        submit_by_time=Timestamp(seconds=now_s + ceil(GRANT_S) + submit_s),
+        settle_by_time=Timestamp(seconds=now_s + settle_s),
+        grant_id=granted.grant_id,
+    )
+    body = shared.SerializeToString()
+    key_id, secret = ring.grant(GRANT_CONTEXT, body)
+    return admission_pb2.Grant(
+        grant_id=granted.grant_id,
+        key_id=key_id,
+        body=body,
+        secret=secret,
+        lifetime_ms=int(GRANT_S * 1000),
+        budget_nano_usd=granted.budget_nano_usd,
+        features=model.features,  # type: ignore[arg-type]  # enums travel as their numbers
+        context_tokens=model.context_tokens,
+        max_output_tokens=model.max_output_tokens or model.context_tokens,
     )
 
 

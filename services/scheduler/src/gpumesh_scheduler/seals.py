@@ -15,6 +15,7 @@ from gpumesh_scheduler.domain.tickets import Ticket
 from gpumesh_scheduler.wire import MOST_TOKENS, build_from_wire, fill_build
 
 _TICKET: Final = b"gpumesh-ticket-v1"
+_GRANT: Final = b"gpumesh-grant-v1"
 _RECEIPT: Final = b"gpumesh-receipt-v1"
 _NANO: Final = 1_000_000_000
 # Twice the most sessions; a party is forgotten only to be encoded again.
@@ -44,9 +45,10 @@ class Seals:
         """A ticket whose seal is ours. Raises PermissionDenied (TICKET_INVALID)."""
         try:
             outer = SealedTicket.FromString(sealed)
-            if not self._ring.verify(_TICKET, outer.key_id, outer.body, outer.mac):
+            body, grant = outer.body, outer.grant
+            if not self._ring.check((_GRANT, grant) if grant else None, _TICKET, outer.key_id, body, outer.mac):
                 raise PermissionDenied(Reason.TICKET_INVALID, "The ticket's seal is wrong.")
-            ticket = TicketMessage.FromString(outer.body)
+            ticket = TicketMessage.FromString(body + grant)  # in this order the router's part wins over the caller's
         except DecodeError:
             raise PermissionDenied(Reason.TICKET_INVALID, "The ticket is malformed.") from None
         if not (0 <= ticket.max_output_tokens <= MOST_TOKENS and 0 <= ticket.input_tokens_estimate <= MOST_TOKENS):

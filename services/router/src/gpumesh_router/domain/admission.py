@@ -12,6 +12,11 @@ from gpumesh_runtime.error_types import InvalidArgument
 from gpumesh_runtime.reasons import Reason
 
 MAX_CHOICES: Final = 128
+GRANT_S: Final = 2.0
+"""A standing grant admits jobs this long: a revoked key, a new price or a fuller scheduler counts within it (the promise is 5 s)."""
+_GRANT_SHARE: Final = 8
+_MOST_GRANTED_NANO_USD: Final = 1_000_000_000
+_LEAST_GRANTED_JOBS: Final = 32
 _EXPECTED_OUTPUT: Final = (
     256  # tokens assumed of an answer when load is compared; conversations average 129-350 (mechanisms.md 11)
 )
@@ -34,6 +39,7 @@ class Ask:
     deadline_s: float
     service_class: int = 0
     excluded: tuple[str, ...] = ()
+    accepts_grant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,15 @@ class Grant:
     hold_nano_usd: int
     max_output_tokens: int  # over all choices
     scheduler: Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class StandingGrant:
+    """The caller may admit further jobs like `first` by itself, for GRANT_S and holds up to the budget."""
+
+    grant_id: bytes
+    first: Grant
+    budget_nano_usd: int
 
 
 class Missing(Enum):
@@ -92,6 +107,18 @@ class Desk:
         hold = price.hold_nano_usd(ask.input_tokens, output)
         self.balances.hold(ask.job_id, account_id, hold, now + ask.deadline_s)
         return Grant(ask, account_id, model, price, hold, output, scheduler)
+
+    def stand(self, grant: Grant, grant_id: bytes, now: float) -> StandingGrant | None:
+        """A standing grant beside an admission, its budget reserved; None where the account is too near its end.
+
+        An eighth of what is left, and only when that covers many jobs: several callers may each hold one, and none may make another
+        refuse what the account could pay.
+        """
+        budget = min(self.balances.spare(grant.account_id) // _GRANT_SHARE, _MOST_GRANTED_NANO_USD)
+        if budget < grant.hold_nano_usd * _LEAST_GRANTED_JOBS:
+            return None
+        self.balances.hold(grant_id, grant.account_id, budget, now + GRANT_S + grant.ask.deadline_s)
+        return StandingGrant(grant_id, grant, budget)
 
 
 def _check_fit(ask: Ask, model: Model) -> None:

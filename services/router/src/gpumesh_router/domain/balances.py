@@ -3,7 +3,7 @@
 Holds live in this router's memory until the next issue's credit leases; a hold whose caller died ends by itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gpumesh_runtime.error_types import InsufficientBalance
@@ -77,8 +77,7 @@ class Balances:
         if earlier is not None:
             self._accounts[earlier.account_id].held -= earlier.amount
         account = self._accounts[account_id]
-        left = account.available - account.held - account.charged
-        if left <= 0:
+        if self.spare(account_id) <= 0:
             raise InsufficientBalance(
                 Reason.INSUFFICIENT_BALANCE,
                 "The account has no credit left for this request. Add credit and try again.",
@@ -87,13 +86,24 @@ class Balances:
         account.held += amount
         self._holds[job_id] = _Hold(account_id, amount, expires + HOLD_GRACE_S)
 
-    def release(self, job_id: bytes, charge: int) -> None:
-        """Ends a job's hold; its charge stays reserved until metering's next word. Repetition is harmless."""
+    def release(self, job_id: bytes, charge: int, still_held: int = 0) -> None:
+        """Ends the hold of a job or grant, or lowers a grant's to what its running jobs still hold.
+
+        The charge stays reserved until metering's next word. Repetition is harmless.
+        """
         hold = self._holds.pop(job_id, None)
         if hold is not None:
             account = self._accounts[hold.account_id]
-            account.held -= hold.amount
-            account.charged += min(max(charge, 0), hold.amount)
+            kept = min(max(still_held, 0), hold.amount)
+            account.held -= hold.amount - kept
+            account.charged += min(max(charge, 0), hold.amount - kept)
+            if kept:
+                self._holds[job_id] = replace(hold, amount=kept)
+
+    def spare(self, account_id: str) -> int:
+        """What the account can still reserve, nano-USD."""
+        account = self._accounts[account_id]
+        return account.available - account.held - account.charged
 
     def expire(self, now: float) -> int:
         """Ends holds whose callers never released them; returns how many."""

@@ -251,6 +251,7 @@ class Ticket(_message.Message):
     MODALITY_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    GRANT_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     """16 bytes, made by the caller."""
     account_id: _builtins.str
@@ -281,6 +282,8 @@ class Ticket(_message.Message):
     """Attempt this ticket is for; the caller numbers from 1."""
     choices: _builtins.int
     """Choices asked for; max_output_tokens is over all of them. 0: one."""
+    grant_id: _builtins.bytes
+    """Grant under which the caller made it, 16 bytes. Empty: a router made it for this job alone."""
     @_builtins.property
     def price(self) -> Global___Price:
         """Locked price."""
@@ -319,10 +322,11 @@ class Ticket(_message.Message):
         modality: Global___Modality.ValueType = ...,
         attempt: _builtins.int = ...,
         choices: _builtins.int = ...,
+        grant_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "settle_by_time", b"settle_by_time", "submit_by_time", b"submit_by_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "attempt", b"attempt", "choices", b"choices", "features", b"features", "hold_nano_usd", b"hold_nano_usd", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model_id", b"model_id", "model_revision", b"model_revision", "price", b"price", "scheduler_boot_id", b"scheduler_boot_id", "scheduler_id", b"scheduler_id", "service_class", b"service_class", "settle_by_time", b"settle_by_time", "submit_by_time", b"submit_by_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "attempt", b"attempt", "choices", b"choices", "features", b"features", "grant_id", b"grant_id", "hold_nano_usd", b"hold_nano_usd", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model_id", b"model_id", "model_revision", b"model_revision", "price", b"price", "scheduler_boot_id", b"scheduler_boot_id", "scheduler_id", b"scheduler_id", "service_class", b"service_class", "settle_by_time", b"settle_by_time", "submit_by_time", b"submit_by_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,22 +341,28 @@ class SealedTicket(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Key of the ring that sealed it."""
     body: _builtins.bytes
     """Ticket, encoded."""
     mac: _builtins.bytes
-    """HMAC-SHA256 over "gpumesh-ticket-v1" and body, 32 bytes."""
+    """HMAC-SHA256 over "gpumesh-ticket-v1" and body, 32 bytes; with `grant`, by the grant's own secret."""
+    grant: _builtins.bytes
+    """The part of the ticket (Ticket, encoded) that a router granted to a caller for many jobs. The ticket is body and grant, one after the
+    other, so that the grant's fields win. Empty: the body is all of it.
+    """
     def __init__(
         self,
         *,
         key_id: _builtins.str = ...,
         body: _builtins.bytes = ...,
         mac: _builtins.bytes = ...,
+        grant: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key_id", b"key_id", "mac", b"mac"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "grant", b"grant", "key_id", b"key_id", "mac", b"mac"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,6 +131,7 @@ class AdmitRequest(_message.Message):
     SERVICE_CLASS_FIELD_NUMBER: _builtins.int
     PREFIX_KEYS_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    ACCEPTS_GRANT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Id part of the API key, "<id>" of gm_live_<id>_<secret>_<crc>."""
     key_sha256: _builtins.bytes
@@ -153,6 +154,8 @@ class AdmitRequest(_message.Message):
     """Urgency."""
     job_id: _builtins.bytes
     """The job, 16 bytes, made by the caller; Release names it in its item's id."""
+    accepts_grant: _builtins.bool
+    """The caller can use a Grant."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.Feature.ValueType]:
         """What it needs of the engine."""
@@ -182,10 +185,11 @@ class AdmitRequest(_message.Message):
         service_class: _job_pb2.ServiceClass.ValueType = ...,
         prefix_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         job_id: _builtins.bytes = ...,
+        accepts_grant: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "attempt", b"attempt", "choices", b"choices", "deadline_ms", b"deadline_ms", "excluded_scheduler_ids", b"excluded_scheduler_ids", "features", b"features", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "key_sha256", b"key_sha256", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model", b"model", "prefix_keys", b"prefix_keys", "service_class", b"service_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "accepts_grant", b"accepts_grant", "attempt", b"attempt", "choices", b"choices", "deadline_ms", b"deadline_ms", "excluded_scheduler_ids", b"excluded_scheduler_ids", "features", b"features", "input_tokens_estimate", b"input_tokens_estimate", "job_id", b"job_id", "key_id", b"key_id", "key_sha256", b"key_sha256", "max_output_tokens", b"max_output_tokens", "modality", b"modality", "model", b"model", "prefix_keys", b"prefix_keys", "service_class", b"service_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
@@ -207,6 +211,7 @@ class Admission(_message.Message):
     PRICE_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     HOLD_NANO_USD_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
     """SealedTicket, encoded; goes into Submit as it is."""
     scheduler_id: _builtins.str
@@ -225,6 +230,10 @@ class Admission(_message.Message):
     def price(self) -> _job_pb2.Price:
         """Locked price."""
 
+    @_builtins.property
+    def grant(self) -> Global___Grant:
+        """Leave to admit further jobs of the same key and model without asking. Absent: ask for each."""
+
     def __init__(
         self,
         *,
@@ -236,32 +245,93 @@ class Admission(_message.Message):
         price: _job_pb2.Price | None = ...,
         account_id: _builtins.str = ...,
         hold_nano_usd: _builtins.int = ...,
+        grant: Global___Grant | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "hold_nano_usd", b"hold_nano_usd", "max_output_tokens", b"max_output_tokens", "model_id", b"model_id", "price", b"price", "scheduler_address", b"scheduler_address", "scheduler_id", b"scheduler_id", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "grant", b"grant", "hold_nano_usd", b"hold_nano_usd", "max_output_tokens", b"max_output_tokens", "model_id", b"model_id", "price", b"price", "scheduler_address", b"scheduler_address", "scheduler_id", b"scheduler_id", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Admission: _TypeAlias = Admission  # noqa: Y015
 
 @_typing.final
+class Grant(_message.Message):
+    """Leave for one caller to admit jobs of one key and one model by itself, for a short time and up to a sum."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    LIFETIME_MS_FIELD_NUMBER: _builtins.int
+    BUDGET_NANO_USD_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    grant_id: _builtins.bytes
+    """16 bytes, made by the router; Release names it in its item's id."""
+    key_id: _builtins.str
+    """Key of the ring that `secret` comes from."""
+    body: _builtins.bytes
+    """The part that all its tickets share (Ticket, encoded)."""
+    secret: _builtins.bytes
+    """HMAC key for its tickets, derived from the ring's key and `body`. Sensitive: never logged."""
+    lifetime_ms: _builtins.int
+    """Jobs may be admitted under it for this long, milliseconds from receipt."""
+    budget_nano_usd: _builtins.int
+    """Holds under it may add up to this, nano-USD."""
+    context_tokens: _builtins.int
+    """The model's context, tokens."""
+    max_output_tokens: _builtins.int
+    """Most output tokens of one choice."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.Feature.ValueType]:
+        """What the model supports; a request that needs more must be asked for."""
+
+    def __init__(
+        self,
+        *,
+        grant_id: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+        body: _builtins.bytes = ...,
+        secret: _builtins.bytes = ...,
+        lifetime_ms: _builtins.int = ...,
+        budget_nano_usd: _builtins.int = ...,
+        features: _abc.Iterable[_job_pb2.Feature.ValueType] | None = ...,
+        context_tokens: _builtins.int = ...,
+        max_output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget_nano_usd", b"budget_nano_usd", "context_tokens", b"context_tokens", "features", b"features", "grant_id", b"grant_id", "key_id", b"key_id", "lifetime_ms", b"lifetime_ms", "max_output_tokens", b"max_output_tokens", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
 class Release(_message.Message):
-    """Body of Release: the job is over for its client."""
+    """Body of Release: the job, or the grant, is over for its caller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHARGE_NANO_USD_FIELD_NUMBER: _builtins.int
+    HELD_NANO_USD_FIELD_NUMBER: _builtins.int
     charge_nano_usd: _builtins.int
-    """Charge as the caller computed it; the rest of the hold is free at once."""
+    """Charges as the caller computed them; the rest of the hold is free at once."""
+    held_nano_usd: _builtins.int
+    """Of a grant: what jobs that still run hold under it; a further Release follows. 0: nothing."""
     def __init__(
         self,
         *,
         charge_nano_usd: _builtins.int = ...,
+        held_nano_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_nano_usd", b"charge_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_nano_usd", b"charge_nano_usd", "held_nano_usd", b"held_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
