@@ -41,10 +41,6 @@ _WORDS: Final = (
 )
 
 
-# One object a word: an answer of thousands of tokens costs a pointer each.
-_TOKENS: Final = tuple(word + " " for word in _WORDS)
-
-
 class ScriptError(ValueError):
     """A directive that mock-model does not know: a misspelt test must not pass."""
 
@@ -57,6 +53,7 @@ class Script:
     reasoning: of these, how many are reasoning. die_after, stall_after, garbage_after: after so many tokens the connection breaks, nothing
     more comes, or bytes come that are no answer; -1 never. error: fail at once: "engine", "rejected" or "context".
     tool: call this function with {} instead of answering. echo: answer with the prompt's own last message.
+    token_bytes: length of every token; 0 as the words are.
     """
 
     delay_s: float = 0.0
@@ -70,6 +67,7 @@ class Script:
     tool: str = ""
     echo: bool = False
     seed: int = 0
+    token_bytes: int = 0
 
 
 _KINDS: Final[dict[str, Callable[[str], float | int | str | bool]]] = {
@@ -84,6 +82,7 @@ _KINDS: Final[dict[str, Callable[[str], float | int | str | bool]]] = {
     "tool": str,
     "echo": lambda value: value.lower() in ("1", "true"),
     "seed": int,
+    "token_bytes": int,
 }
 
 
@@ -162,4 +161,12 @@ def words(script: Script, prompt: Prompt, choice: int) -> list[str]:
     seed = script.seed if prompt.seed is None else prompt.seed
     # The seed is a text: random.Random(tuple) would depend on the process's hash seed.
     source = random.Random(f"{seed}/{prompt.tokens}/{choice}")  # noqa: S311 -- a deterministic script, not a secret
-    return [source.choice(_TOKENS) for _ in range(script.tokens)]
+    # One object a word: an answer of thousands of tokens costs a pointer each.
+    tokens = [_sized(word, script.token_bytes) for word in _WORDS]
+    return [source.choice(tokens) for _ in range(script.tokens)]
+
+
+def _sized(word: str, size: int) -> str:
+    """A word and a space, repeated to `size` bytes where one is given."""
+    text = word + " "
+    return (text * (size // len(text) + 1))[:size] if size else text
