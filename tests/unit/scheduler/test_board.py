@@ -246,6 +246,22 @@ def test_a_node_that_is_held_by_its_window_has_not_stalled() -> None:
     assert books.errors() == ["ANSWER_INTERRUPTED"]  # it may send now, and does not
 
 
+def test_a_node_that_is_held_after_frames_of_many_tokens_has_not_stalled() -> None:
+    books = Books()
+    books.node()
+    job = books.submit(window_bytes=131_072)
+    books.accept(job)
+    for seq in range(1, 8):  # 64 tokens in each: to node and caller these seven are a whole window
+        books.frame(job, seq, size=700, tokens=64 * seq)
+    for _ in range(20):
+        books.later(5.0)
+    assert books.errors() == []
+    assert job.window(job.fence, 7 * 700, 0, books.now)
+    for _ in range(5):
+        books.later(5.0)
+    assert books.errors() == ["ANSWER_INTERRUPTED"]
+
+
 def test_an_answer_in_one_piece_is_waited_for_until_its_deadline() -> None:
     books = Books()
     books.node()

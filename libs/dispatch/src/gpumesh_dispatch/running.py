@@ -61,6 +61,7 @@ class Running:
 
     __slots__ = (
         "_connection",
+        "_due",
         "_granted",
         "_held",
         "_home",
@@ -88,6 +89,7 @@ class Running:
         self._held: list[bytes] = []
         self._received = 0
         self._granted = 0
+        self._due = 0
         self._submitted = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -210,7 +212,7 @@ class Running:
         self._deliver(body)
 
     def _reset_window(self) -> None:
-        self._received = self._granted = 0
+        self._received = self._granted = self._due = 0
 
     def _flush(self) -> None:
         held, self._held = self._held, []
@@ -225,14 +227,18 @@ class Running:
         except DecodeError:
             self._broken(Unavailable(Reason.ENGINE_ERROR, "The node's answer could not be read. You are not charged."))
             return
+        # As the node counts (its outbox): each delta becomes an event of its own. Counted by frame, a window of frames with many
+        # deltas would never be a quarter consumed, and the answer would stand still.
+        self._due += len(body) + _FRAME_OVERHEAD * (len(frame.deltas) or 1)
         self.sink.on_frame(frame, len(body))
 
     def consumed(self) -> None:
         """All frames so far have left for the client. Cheap; grants the node a further window when a quarter of one is free."""
-        received, job = self._received, self.job
-        if (received - self._granted) * 4 < self._home.window_bytes or job.ended or self.link is None:
+        job = self.job
+        if self._due * 4 < self._home.window_bytes or job.ended or self.link is None:
             return
-        self._granted = received
+        self._due = 0
+        received = self._granted = self._received
         window = Window(consumed_seq=job.seq, consumed_bytes=received, limit_bytes=self._home.window_bytes)
         try:
             self.link.send(

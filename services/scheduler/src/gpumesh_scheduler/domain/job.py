@@ -6,10 +6,14 @@ The machine decides; the board moves slots and queue; the rim sends.
 
 from enum import IntEnum, StrEnum
 from math import inf
+from typing import Final
 
 from gpumesh_scheduler.domain.nouns import Limits, NodeBreachError, Terms, fence_of
 from gpumesh_scheduler.domain.payload import Payload
 from gpumesh_scheduler.domain.session import Session, Try
+
+# What a delta counts for where it is rendered (gpumesh_node.domain.outbox.EVENT_BYTES).
+_DELTA_BYTES: Final = 256
 
 
 class JobState(IntEnum):
@@ -241,7 +245,11 @@ class Job:
         if not self.committed:
             return self.since + limits.first_token_s, Lapse.FIRST_TOKEN
         patience = max(limits.stall_s, limits.stall_factor * self.gap_s)
-        if (self.relayed_bytes - self.consumed_bytes) * 4 > self.limit_bytes:
+        under_way = self.relayed_bytes - self.consumed_bytes
+        if under_way > 0:
+            # Node and caller count 256 bytes for each delta; a relay sees frames only, and about one token in each delta.
+            under_way += under_way * _DELTA_BYTES * self.tokens // self.relayed_bytes
+        if under_way * 4 > self.limit_bytes:
             # The client reads slowly: the node may be held by its window. The caller judges slow clients; grants come by quarters.
             return inf, Lapse.STALL
         return self.progress_at + patience, Lapse.STALL
