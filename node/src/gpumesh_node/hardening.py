@@ -1,4 +1,4 @@
-"""No core dumps: they would hold prompts. Applies to this process; children that exec call it again for themselves."""
+"""No core dumps: they would hold prompts; no secrets for children. Children that exec call forbid_core_dumps again for themselves."""
 
 import ctypes
 import os
@@ -24,3 +24,8 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def environment_for_children() -> dict[str, str]:
+    """The node's environment without its settings, which hold secrets (an enrolment token, an engine's key)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GPUMESH_")}

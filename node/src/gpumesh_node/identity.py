@@ -17,6 +17,7 @@ from typing import Final
 
 from gpumesh.registry.v1 import enrolment_service_pb2 as enrolment
 from gpumesh.registry.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
+from gpumesh_node.child import Child
 from gpumesh_node.config import NodeSettings
 from gpumesh_runtime.clock import Clock
 from gpumesh_runtime.config import ConfigError
@@ -123,9 +124,8 @@ class Enrolment:
 
     async def renew(self) -> None:
         """One renewal. Raises MeshError."""
-        request = enrolment.RenewCertificateRequest(
-            certificate_pem=self._certificate.read_text(), csr_der=_csr(self._key.read_bytes())
-        )
+        csr = await _signing_request(self._key)
+        request = enrolment.RenewCertificateRequest(certificate_pem=self._certificate.read_text(), csr_der=csr)
         async with client.channel(
             self._registry(),
             TlsIdentity.ca_only(self._settings.ca_file or self._ca),
@@ -154,9 +154,7 @@ class Enrolment:
         if settings.ca_file is None:
             raise ConfigError(["GPUMESH_NODE_CA_FILE: is not set; it is needed to enrol"])
         # A key from an earlier try is kept: the same token and key give the same node again.
-        if not self._key.exists():
-            write_private(self._key, _new_key())
-        request = enrolment.EnrolNodeRequest(enrolment_token=token, csr_der=_csr(self._key.read_bytes()))
+        request = enrolment.EnrolNodeRequest(enrolment_token=token, csr_der=await _signing_request(self._key))
         tls = _ca_only(settings.ca_file)
         async with client.channel(self._registry(), tls, server_name=settings.registry_server_name) as channel:
             answer = await client.unary(EnrolmentServiceStub(channel).EnrolNode, request, _CALL_S)
@@ -219,19 +217,18 @@ def _time(text: str) -> datetime:
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
-def _new_key() -> bytes:
-    # Imported here, like the next: only a node that enrols or renews needs cryptography's 15 MB.
-    from gpumesh_runtime.ca import make_key_and_csr  # noqa: PLC0415 -- see above
-
-    return make_key_and_csr("")[0]
-
-
-def _csr(key_pem: bytes) -> bytes:
-    """A signing request with the node's key, DER; the registry decides what it is for."""
-    from gpumesh_runtime.ca import csr_for_key  # noqa: PLC0415 -- see _new_key
-
-    pem = csr_for_key(key_pem, "")
-    return base64.b64decode(b"".join(pem.split(b"-----")[2].split()))
+async def _signing_request(key: Path) -> bytes:
+    """A request for a certificate with the key in the file, which is made if absent. Raises StartError."""
+    child = await Child.start("gpumesh_node.signing_request", [str(key)])
+    try:
+        child.close_stdin()
+        der, trouble = await asyncio.gather(child.stdout.read(), child.stderr.read())
+        if await child.wait() != 0:
+            last = trouble.decode(errors="replace").strip().rpartition("\n")[2]
+            raise StartError(f"no signing request could be made with the key {key}: {last[:200]}")
+    finally:
+        child.close()
+    return der
 
 
 def _ca_only(path: Path) -> TlsIdentity:

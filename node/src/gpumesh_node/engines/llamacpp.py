@@ -4,10 +4,8 @@ A C++ abort takes only the child: its jobs fail retryable, because their connect
 """
 
 import asyncio
-import contextlib
 import os
 import secrets
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Final
 import msgspec
 
 from gpumesh_node import meters
+from gpumesh_node.child import Child
 from gpumesh_node.domain.models import ModelState, ServedModel
 from gpumesh_node.domain.request import EngineRequest
 from gpumesh_node.engines.base import Answer, OnChange
@@ -105,17 +104,8 @@ class LlamaCppEngine:
         meters.ENGINE_STARTS.labels(self.name).add()
         self._loading = True
         self._errors.clear()
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "gpumesh_node.engines.llamacpp_child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=_environment(),
-        )
+        child = await Child.start("gpumesh_node.engines.llamacpp_child")
         self.pid = child.pid
-        assert child.stderr is not None
         errors = asyncio.create_task(self._read_errors(child.stderr), name="llamacpp-stderr")
         try:
             ready = await self._ready(child)
@@ -130,13 +120,11 @@ class LlamaCppEngine:
             self.pid = 0
             await _end(child)
             errors.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await errors
-        log.warning("engine process ended", engine=self.name, exit_code=child.returncode)
+            await asyncio.gather(errors, return_exceptions=True)
+            child.close()
+        log.warning("engine process ended", engine=self.name, exit_code=child.exit_code)
 
-    async def _ready(self, child: asyncio.subprocess.Process) -> ChildReady:
-        assert child.stdin is not None
-        assert child.stdout is not None
+    async def _ready(self, child: Child) -> ChildReady:
         settings = self._settings
         told = ChildSettings(
             path=settings.path,
@@ -150,8 +138,7 @@ class LlamaCppEngine:
         )
         try:
             async with asyncio.timeout(_LOAD_S):
-                child.stdin.write(msgspec.json.encode(told) + b"\n")
-                await child.stdin.drain()
+                child.write(msgspec.json.encode(told) + b"\n")
                 line = await child.stdout.readline()
         except TimeoutError:
             return ChildReady(error=f"the model was not loaded within {_LOAD_S:g} s")
@@ -161,7 +148,7 @@ class LlamaCppEngine:
             return ChildReady(error="the process ended while it loaded the model")
         return msgspec.json.decode(line, type=ChildReady)
 
-    async def _watch(self, child: asyncio.subprocess.Process) -> None:
+    async def _watch(self, child: Child) -> None:
         """Until the child ends, or hangs."""
         ended = asyncio.ensure_future(child.wait())
         missed = 0
@@ -186,20 +173,12 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
         return b"..."
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
+async def _end(child: Child) -> None:
     """Ends a child: stdin's end asks it to, SIGKILL makes it."""
-    if child.returncode is None:
-        if child.stdin is not None:
-            child.stdin.close()
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await child.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+    child.close_stdin()
+    try:
+        async with asyncio.timeout(_STOP_S):
             await child.wait()
-
-
-def _environment() -> dict[str, str]:
-    """The node's environment without its secrets (an enrolment token)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GPUMESH_")}
+    except TimeoutError:
+        child.kill()
+        await child.wait()
