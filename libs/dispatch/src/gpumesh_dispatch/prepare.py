@@ -1,6 +1,6 @@
 """From a chat body to a validated, measured request: what every caller does before it asks for admission."""
 
-from dataclasses import dataclass
+import msgspec
 
 from gpumesh.common.v1.job_pb2 import Model
 from gpumesh_dispatch.models import Models
@@ -9,8 +9,7 @@ from gpumesh_dispatch.openai.parse import ParsedChat, parse_chat
 from gpumesh_dispatch.tokens import TokenCounter
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """A chat that passed validation, and its size. model: None when the catalogue does not know it; the router says so."""
 
     chat: ParsedChat

@@ -6,12 +6,10 @@ import time
 from typing import Final
 from urllib.parse import unquote
 
-from gpumesh.common.v1.job_pb2 import Model
 from gpumesh_dispatch.api_key import ApiKey
 from gpumesh_dispatch.caller import Dispatcher
 from gpumesh_dispatch.models import Models
-from gpumesh_dispatch.openai.fit import PromptSize, counted, measure, text_of, uncounted
-from gpumesh_dispatch.openai.parse import ParsedChat, parse_chat
+from gpumesh_dispatch.prepare import prepare_chat
 from gpumesh_dispatch.request import JobRequest
 from gpumesh_dispatch.tokens import TokenCounter
 from gpumesh_edge_http.auth import key_from_header
@@ -86,7 +84,7 @@ class App:
         began = time.perf_counter()  # the loop's own clock has steps of 1 ms
         job_id = new_id()
         given = exchange.headers.get("X-Request-Id")
-        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else f"req_{job_id.hex()}"
+        request_id = given if given is not None and _usable(given) else f"req_{job_id.hex()}"
         path, _, _ = exchange.path.partition("?")
         route, reason, sink = "other", "", None
         try:
@@ -95,7 +93,6 @@ class App:
                 _need(exchange, "POST")
                 sink = await self._chat(exchange, job_id, request_id)
                 await sink.finished
-                reason = self._ended(exchange, sink)
             else:
                 route = self._other(exchange, path, request_id)
         except MeshError as err:
@@ -112,6 +109,7 @@ class App:
         finally:
             if sink is not None:
                 self.sinks.discard(sink)
+                reason = self._ended(exchange, sink)
             count(exchange, route, request_id, began, time.perf_counter(), sink, reason)
             if sink is not None:
                 sink.detach()
@@ -159,13 +157,8 @@ class App:
         if "Content-Encoding" in exchange.headers:
             text = "Compressed request bodies are not read. Send the JSON as it is."
             raise InvalidArgument(Reason.UNSUPPORTED_MEDIA_TYPE, text)
-        chat = parse_chat(await exchange.read_body())
-        model = self._models.find(chat.request.model)
-        size = (
-            PromptSize(chat.prompt_bytes // 3, 0)
-            if model is None
-            else (measure(chat, model) or await self._count(chat, model))
-        )
+        prepared = await prepare_chat(await exchange.read_body(), self._models, self._tokens)
+        chat, size = prepared.chat, prepared.size
         traceparent = sample()
         trace = span("chat", traceparent, {"gen_ai.operation.name": "chat"}, root=True) if traceparent else None
         request = JobRequest(
@@ -190,11 +183,6 @@ class App:
         sink.attach(self._dispatcher.run(request, sink))
         self.sinks.add(sink)
         return sink
-
-    async def _count(self, chat: ParsedChat, model: Model) -> PromptSize:
-        """A prompt near the context's limit, counted off the event loop."""
-        tokens = await self._tokens.count(model.tokenizer_sha256, text_of(chat.request))
-        return uncounted(chat, model) if tokens is None else counted(chat, model, tokens)
 
     def _key(self, exchange: Exchange) -> ApiKey:
         """The API key. Raises Unauthenticated, or RATE_LIMITED for an address that failed too often."""
@@ -255,6 +243,11 @@ class App:
             return
         names = ", ".join(f'"{name}"' for name in sorted(problems))
         json_answer(exchange, request_id, b'{"status":"not ready","problems":[%b]}' % names.encode(), 503)
+
+
+def _usable(request_id: str) -> bool:
+    """Whether a client's request id may be repeated, also in logs: no key or token that was put there by mistake."""
+    return _REQUEST_ID.fullmatch(request_id) is not None and "gm_" not in request_id and "eyJ" not in request_id
 
 
 def _need(exchange: Exchange, method: str) -> None:
