@@ -9,7 +9,9 @@ from google.protobuf.message import DecodeError
 
 from gpumesh.common.v1.link_pb2 import Goodbye, Item, ItemKind
 from gpumesh.router.v1.admission_service_pb2 import Admission, AdmissionHello, AdmitRequest, Catalogue, Release
+from gpumesh_dispatch.grants import Grants, key_of
 from gpumesh_dispatch.job import ADMIT_FOR_S
+from gpumesh_dispatch.request import Admitted, JobRequest
 from gpumesh_runtime.errors import MeshError, Reason, Unavailable
 from gpumesh_runtime.link import Link, LinkClient, LinkDown, LinkEnd, LinkOptions, LinkProtocolError
 from gpumesh_runtime.tls import TlsIdentity
@@ -28,6 +30,9 @@ class Admitter(Protocol):
     def admit(self, wire: AdmitRequest, answer: Answer) -> None:
         """Calls `answer` exactly once, perhaps before it returns, with the admission or why not."""
 
+    def admit_here(self, request: JobRequest, attempt: int) -> Admitted | None:
+        """An admission under a grant that this process has; None: ask."""
+
     def release(self, job_id: bytes, charge_nano_usd: int) -> None:
         """The job is over for its client: its hold, less the charge, is free. Repetition is harmless."""
 
@@ -44,6 +49,7 @@ class _RouterConnection:
             address, METHOD, credentials=credentials, hello=lambda: hello, receiver=self, options=_OPTIONS
         )
         self.task: asyncio.Task[None] | None = None
+        self.grants = Grants(lambda: self.link is not None, self.send_release)
 
     def on_up(self, link: Link, hello_or_welcome: bytes) -> None:
         """The handshake is done."""
@@ -68,10 +74,20 @@ class _RouterConnection:
         self.draining = True
 
     def on_down(self, link: Link, end: LinkEnd) -> None:
-        """Calls that waited have failed with LinkDown; their jobs ask again."""
+        """Calls that waited have failed with LinkDown; their jobs ask again. Grants go on until they expire."""
         del link, end
         self.link = None
         self._owner.on_change()
+
+    def send_release(self, id_: bytes, charge_nano_usd: int, held_nano_usd: int) -> None:
+        """Of a job or grant. A router that is gone has no hold to release."""
+        if self.link is None:
+            return
+        body = Release(charge_nano_usd=charge_nano_usd, held_nano_usd=held_nano_usd).SerializeToString()
+        try:
+            self.link.send(Item(kind=_RELEASE, id=id_, body=body))
+        except LinkDown:
+            self.link = None
 
 
 class LinkAdmitter:
@@ -113,6 +129,11 @@ class LinkAdmitter:
         if tasks:
             await asyncio.wait(tasks)
 
+    def admit_here(self, request: JobRequest, attempt: int) -> Admitted | None:
+        """As Admitter. A grant outlives the link to its router: what was promised for two seconds holds."""
+        router = self._routers[0] if len(self._routers) == 1 else self._choose(request.key_id)
+        return router.grants.admit(request, attempt) if router is not None else None
+
     def admit(self, wire: AdmitRequest, answer: Answer) -> None:
         """As Admitter. ROUTER_UNAVAILABLE (retryable) when no router is connected."""
         router = self._choose(wire.key_id)
@@ -121,8 +142,8 @@ class LinkAdmitter:
             text = "The mesh cannot take requests at the moment. Try again in a second."
             answer(Unavailable(Reason.ROUTER_UNAVAILABLE, text, retryable=True, retry_after_s=1.0))
             return
-        job_id = wire.job_id
-        chosen = router
+        job_id, chosen = wire.job_id, router
+        key = key_of(wire.model, wire.key_sha256, wire.modality)
 
         def on_answer(body: bytes | None, error: MeshError | None) -> None:
             if body is None:
@@ -134,20 +155,22 @@ class LinkAdmitter:
                 answer(Unavailable(Reason.PROTOCOL_ERROR, "The router's answer could not be read."))
                 return
             self._admitted_by[job_id] = chosen
+            if admission.HasField("grant"):
+                chosen.grants.take(key, admission)
             answer(admission)
 
+        wire.accepts_grant = True
         link.ask(wire.SerializeToString(), ADMIT_FOR_S, on_answer)
 
     def release(self, job_id: bytes, charge_nano_usd: int) -> None:
         """As Admitter. A router that is gone has no hold to release."""
         router = self._admitted_by.pop(job_id, None)
-        if router is None or router.link is None:
+        if router is not None:
+            router.send_release(job_id, charge_nano_usd, 0)
             return
-        try:
-            body = Release(charge_nano_usd=charge_nano_usd).SerializeToString()
-            router.link.send(Item(kind=_RELEASE, id=job_id, body=body))
-        except LinkDown:
-            router.link = None
+        for other in self._routers:
+            if other.grants.release(job_id, charge_nano_usd):
+                return
 
     def _choose(self, key_id: str) -> _RouterConnection | None:
         routers = self._routers

@@ -4,9 +4,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from gpumesh.common.v1.job_pb2 import Feature, Modality, ModelBuild, ServiceClass, Usage
+from gpumesh.common.v1.job_pb2 import Feature, Modality, ModelBuild, Price, ServiceClass, Usage
 from gpumesh.node.v1.session_pb2 import Frame
-from gpumesh.router.v1.admission_service_pb2 import Admission
 from gpumesh_runtime.errors import MeshError
 
 # Looking a name up in a protobuf enum costs 0.5 us.
@@ -40,6 +39,30 @@ class JobRequest(msgspec.Struct, frozen=True, gc=False):
     service_class: "ServiceClass.ValueType" = STANDARD
 
 
+class Admitted(Protocol):
+    """An admission: from a router (gpumesh.router.v1.Admission), or made here under its grant (grants.LocalAdmission).
+
+    ticket: SealedTicket, encoded. max_output_tokens: over all choices.
+    """
+
+    @property
+    def ticket(self) -> bytes: ...
+    @property
+    def scheduler_id(self) -> str: ...
+    @property
+    def scheduler_address(self) -> str: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def max_output_tokens(self) -> int: ...
+    @property
+    def price(self) -> Price: ...
+    @property
+    def account_id(self) -> str: ...
+    @property
+    def hold_nano_usd(self) -> int: ...
+
+
 class Completed(msgspec.Struct, frozen=True):
     """A whole answer. usage: as billed. charge_nano_usd: what it will cost. build: how it was computed, says the node. fence: the try."""
 
@@ -55,7 +78,7 @@ class Sink(Protocol):
     on_error ends it; after cancel() there is no further call.
     """
 
-    def on_admitted(self, admission: Admission) -> None:
+    def on_admitted(self, admission: Admitted) -> None:
         """The job may run, on attempt after attempt: called once for each."""
 
     def on_frame(self, frame: Frame, size: int) -> None:

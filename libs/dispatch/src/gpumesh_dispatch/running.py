@@ -9,13 +9,13 @@ from google.protobuf.message import DecodeError
 from gpumesh.common.v1.job_pb2 import JobOutcome, Segment, Usage
 from gpumesh.common.v1.link_pb2 import Item, ItemFlag, ItemKind, Window
 from gpumesh.node.v1.session_pb2 import Done, Frame, Reject
-from gpumesh.router.v1.admission_service_pb2 import Admission, AdmitRequest
+from gpumesh.router.v1.admission_service_pb2 import AdmitRequest
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered, Submit
 from gpumesh_dispatch.admit import Admitter
 from gpumesh_dispatch.deliveries import Deliveries
 from gpumesh_dispatch.job import Fail, Job, Retry, Verdict
 from gpumesh_dispatch.money import charge_nano_usd
-from gpumesh_dispatch.request import Completed, JobRequest, Sink
+from gpumesh_dispatch.request import Admitted, Completed, JobRequest, Sink
 from gpumesh_dispatch.schedulers import SchedulerConnection, Schedulers
 from gpumesh_dispatch.submit import send_submit
 from gpumesh_runtime.errors import Conflict, DeadlineExceeded, MeshError, Reason, ResourceExhausted, Unavailable
@@ -83,7 +83,7 @@ class Running:
         self.sink = sink
         self.job = Job(now)
         self.deadline = now + request.deadline_s
-        self.admission: Admission | None = None
+        self.admission: Admitted | None = None
         self.link: Link | None = None
         self._connection: SchedulerConnection | None = None
         self._held: list[bytes] = []
@@ -100,6 +100,11 @@ class Running:
         self._timer = None
         self.link = None
         request, job = self.request, self.job
+        attempt = job.next_attempt()
+        local = self._home.admitter.admit_here(request, attempt)
+        if local is not None:
+            self._on_answer(local)
+            return
         wire = AdmitRequest(
             job_id=request.job_id,
             key_id=request.key_id,
@@ -110,7 +115,7 @@ class Running:
             input_tokens_estimate=request.input_tokens,
             max_output_tokens=request.max_output_tokens,
             choices=request.choices,
-            attempt=job.next_attempt(),
+            attempt=attempt,
             deadline_ms=self._left_ms(),
             excluded_scheduler_ids=job.excluded,
             service_class=request.service_class,
@@ -120,7 +125,7 @@ class Running:
     def _left_ms(self) -> int:
         return max(1, int((self.deadline - self._home.time()) * 1000))
 
-    def _on_answer(self, answer: Admission | MeshError) -> None:
+    def _on_answer(self, answer: Admitted | MeshError) -> None:
         job = self.job
         if isinstance(answer, MeshError):
             if not job.ended:

@@ -13,7 +13,7 @@ DURATION: Final = histogram(
     "gpumesh_edge_request_duration_seconds", "From a request's head to the end of its answer"
 ).cell
 FIRST: Final = histogram(
-    "gpumesh_edge_time_to_first_token_seconds", "From a chat request's head to its first token"
+    "gpumesh_edge_time_to_first_token_seconds", "From a streamed request's head to its first token"
 ).cell
 BYTES_OUT: Final = counter("gpumesh_edge_sent_bytes_total", "Bytes of answers").cell
 CONNECTIONS: Final = gauge("gpumesh_edge_connections", "Clients connected").cell
@@ -60,7 +60,7 @@ def count(
             _write(fields)
         return
     DURATION.observe(elapsed)
-    if sink.first_at:
+    if sink.first_at and sink.chat.stream:
         FIRST.observe(sink.first_at - began)
     _chat_line(exchange, request_id, status, elapsed, began, sink, reason)
 

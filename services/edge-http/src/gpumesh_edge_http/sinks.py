@@ -5,12 +5,11 @@ import time
 from typing import Protocol
 
 from gpumesh.node.v1.session_pb2 import Frame
-from gpumesh.router.v1.admission_service_pb2 import Admission
 from gpumesh_dispatch.openai.answer import WholeAnswer
 from gpumesh_dispatch.openai.parse import ParsedChat
 from gpumesh_dispatch.openai.pieces import AnswerHead
 from gpumesh_dispatch.openai.stream import KEEP_ALIVE, StreamRenderer, error_event
-from gpumesh_dispatch.request import Completed
+from gpumesh_dispatch.request import Admitted, Completed
 from gpumesh_dispatch.running import Running
 from gpumesh_edge_http.problems import body_of
 from gpumesh_edge_http.respond import OK, json_answer, problem_answer, stream_headers
@@ -68,7 +67,7 @@ class ChatSink:
         self.with_cost = with_cost
         self.loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[None] = self.loop.create_future()
-        self.admission: Admission | None = None
+        self.admission: Admitted | None = None
         self.completed: Completed | None = None
         self.error: MeshError | None = None
         self.running: Running | None = None
@@ -101,7 +100,7 @@ class ChatSink:
         if not self.finished.done():
             self.finished.set_result(None)
 
-    def on_admitted(self, admission: Admission) -> None:
+    def on_admitted(self, admission: Admitted) -> None:
         """The job may run."""
         self.admission = admission
 

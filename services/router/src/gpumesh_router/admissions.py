@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from gpumesh.router.v1 import admission_service_pb2 as admission_pb2
+from gpumesh_dispatch.request import JobRequest
 from gpumesh_router.domain.admission import Ask, Desk, Fetch, Grant, Missing
 from gpumesh_router.wire import admission_to_wire, ask_from_wire, grant_to_wire, ticket_to_wire
 from gpumesh_runtime.clock import Clock
@@ -64,6 +65,9 @@ class Admissions:
             answer(InvalidArgument(Reason.INVALID_ARGUMENT, "job_id takes 16 bytes and key_sha256 32."))
             return
         self._try(ask_from_wire(wire), answer, _MAX_FETCHES)
+
+    def admit_here(self, request: JobRequest, attempt: int) -> None:
+        """As gpumesh_dispatch.admit.Admitter: this process needs no grant, it has the desk itself."""
 
     def release(self, job_id: bytes, charge_nano_usd: int, still_held_nano_usd: int = 0) -> None:
         """The job, or the grant, is over for its caller. Repetition is harmless."""

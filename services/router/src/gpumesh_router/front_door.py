@@ -10,13 +10,12 @@ import msgspec
 from gpumesh.common.v1.job_pb2 import Modality, Price
 from gpumesh.node.v1.session_pb2 import Frame
 from gpumesh.router.v1 import inference_service_pb2 as inference_pb2
-from gpumesh.router.v1.admission_service_pb2 import Admission
 from gpumesh.router.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from gpumesh_dispatch.api_key import ApiKey, read_api_key
 from gpumesh_dispatch.caller import Dispatcher
 from gpumesh_dispatch.models import Models
 from gpumesh_dispatch.prepare import Prepared, prepare_chat
-from gpumesh_dispatch.request import Completed, JobRequest
+from gpumesh_dispatch.request import Admitted, Completed, JobRequest
 from gpumesh_dispatch.tokens import TokenCounter
 from gpumesh_router.admissions import Admissions
 from gpumesh_router.publisher import CataloguePublisher
@@ -105,7 +104,7 @@ class _Stream:
         self._wake = asyncio.Event()
         self._started = False
 
-    def on_admitted(self, admission: Admission) -> None:
+    def on_admitted(self, admission: Admitted) -> None:
         """The first message says which job and model; a further attempt changes neither for the client."""
         self._price = admission.price
         if not self._started:
