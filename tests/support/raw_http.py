@@ -55,6 +55,14 @@ class RawHttp:
         while not self.received.endswith(b"\r\n0\r\n\r\n"):
             assert await self.read(), bytes(self.received[-500:])
 
+    async def read_to_the_end(self) -> None:
+        """Reads until the connection is over, in whatever way."""
+        try:
+            while await self.read():
+                pass
+        except ConnectionResetError:
+            return
+
     def events(self) -> list[str]:
         """Data of all complete events so far, in order."""
         _, _, chunks = bytes(self.received).partition(b"\r\n\r\n")
