@@ -14,13 +14,13 @@ from gpumesh_dispatch.request import JobRequest
 from gpumesh_dispatch.tokens import TokenCounter
 from gpumesh_edge_http.auth import key_from_header
 from gpumesh_edge_http.catalogue import ShownModels
+from gpumesh_edge_http.exchange import ClientGoneError, Exchange
 from gpumesh_edge_http.limits import Limits
 from gpumesh_edge_http.measures import THROTTLED, count
 from gpumesh_edge_http.problems import UNAUTHENTICATED
 from gpumesh_edge_http.respond import json_answer, problem_answer, text_answer
 from gpumesh_edge_http.sinks import ChatSink, StreamSink, WholeSink
 from gpumesh_edge_http.throttle import FailureThrottle
-from gpumesh_edge_http.transport import ClientGoneError, Exchange
 from gpumesh_runtime.errors import (
     InvalidArgument,
     MeshError,

@@ -2,9 +2,9 @@
 
 from typing import Final
 
+from gpumesh_edge_http.exchange import Exchange
 from gpumesh_edge_http.lines import RequestLines
 from gpumesh_edge_http.sinks import ChatSink
-from gpumesh_edge_http.transport import Exchange
 from gpumesh_runtime.metrics import counter, gauge, histogram
 
 REQUESTS: Final = counter("gpumesh_edge_requests_total", "Requests by route and HTTP status", ("route", "status"))

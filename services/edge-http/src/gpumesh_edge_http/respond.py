@@ -4,8 +4,8 @@ import time
 from email.utils import formatdate
 from typing import Final
 
+from gpumesh_edge_http.exchange import Exchange
 from gpumesh_edge_http.problems import STATUS_LINE, body_of, headers_of, problem_of
-from gpumesh_edge_http.transport import Exchange
 from gpumesh_runtime.errors import MeshError
 
 OK: Final = STATUS_LINE[200]

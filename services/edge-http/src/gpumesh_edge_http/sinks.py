@@ -11,9 +11,9 @@ from gpumesh_dispatch.openai.pieces import AnswerHead
 from gpumesh_dispatch.openai.stream import KEEP_ALIVE, StreamRenderer, error_event
 from gpumesh_dispatch.request import Admitted, Completed
 from gpumesh_dispatch.running import Running
+from gpumesh_edge_http.exchange import Exchange
 from gpumesh_edge_http.problems import body_of
 from gpumesh_edge_http.respond import OK, json_answer, problem_answer, stream_headers
-from gpumesh_edge_http.transport import Exchange
 from gpumesh_runtime.errors import MeshError, Reason
 from gpumesh_runtime.tracing import Span
 
