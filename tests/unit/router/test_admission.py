@@ -270,3 +270,21 @@ def test_jobs_sent_since_the_last_word_count_as_load() -> None:
 def test_a_hold_is_rounded_up() -> None:
     assert Price(1, 1, 1).hold_nano_usd(1, 1) == 1
     assert Price(1, 0, 0).hold_nano_usd(10**9, 10**9) == 0
+
+
+def test_a_grant_reserves_an_eighth_of_what_is_left_and_is_released_in_steps() -> None:
+    desk = ready_desk(balance=80_000)
+    grant = granted(desk, ask())
+    standing = desk.stand(grant, b"g" * 16, NOW)
+    assert standing is not None
+    assert standing.budget_nano_usd == (80_000 - 250) // 8
+    left = desk.balances.spare("acct_a")
+    desk.balances.release(b"g" * 16, 1_000, 3_000)
+    assert desk.balances.spare("acct_a") == left + standing.budget_nano_usd - 1_000 - 3_000
+    desk.balances.release(b"g" * 16, 2_500, 0)
+    assert desk.balances.spare("acct_a") == left + standing.budget_nano_usd - 1_000 - 2_500
+
+
+def test_an_account_near_its_end_gets_no_grant() -> None:
+    desk = ready_desk(balance=250 * 32 * 8)
+    assert desk.stand(granted(desk, ask()), b"g" * 16, NOW) is None
