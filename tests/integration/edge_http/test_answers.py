@@ -125,6 +125,8 @@ async def test_health_ready_and_metrics_answer_without_a_key(mesh: EdgeMesh, htt
         async with http.get(mesh.base + path) as answer:
             assert answer.status == 200
             assert says in await answer.text()
+    async with http.get(mesh.base + "/metrics", headers={"X-Forwarded-For": "192.0.2.1"}) as answer:
+        assert answer.status == 404, "what a proxy passes on did not come from this machine"
     await mesh.stop_router()
     await eventually(lambda: not mesh.health.ready)
     async with http.get(mesh.base + "/ready") as answer:

@@ -141,6 +141,12 @@ class App:
                 self._throttle.refused(running.request.key_sha256)
                 self._throttle.failed(exchange.remote, self._loop.time())
         if sink.span is not None:
+            sink.span.set("http.response.status_code", exchange.status or 499)
+            if sink.admission is not None:
+                sink.span.set("gen_ai.request.model", sink.admission.model_id)
+            if sink.completed is not None:
+                sink.span.set("gen_ai.usage.input_tokens", sink.completed.usage.prompt_tokens)
+                sink.span.set("gen_ai.usage.output_tokens", sink.completed.usage.completion_tokens)
             if error is not None:
                 sink.span.fail(error.reason.value)
             sink.span.end()
@@ -216,7 +222,7 @@ class App:
             return "probe"
         if path == "/metrics":
             _need(exchange, "GET")
-            if exchange.remote not in ("127.0.0.1", "::1"):
+            if exchange.remote not in ("127.0.0.1", "::1") or _forwarded(exchange):
                 raise NotFound(Reason.NOT_FOUND, "There is nothing here.")
             text_answer(exchange, request_id, REGISTRY.exposition().encode())
             return "probe"
@@ -243,6 +249,11 @@ class App:
             return
         names = ", ".join(f'"{name}"' for name in sorted(problems))
         json_answer(exchange, request_id, b'{"status":"not ready","problems":[%b]}' % names.encode(), 503)
+
+
+def _forwarded(exchange: Exchange) -> bool:
+    """Whether a proxy on this machine passes on somebody else's request."""
+    return any(name in exchange.headers for name in ("X-Forwarded-For", "Forwarded", "Via"))
 
 
 def _usable(request_id: str) -> bool:

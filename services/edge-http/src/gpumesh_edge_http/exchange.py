@@ -72,7 +72,8 @@ class Exchange:
         self.method = message.method
         self.path = message.path
         self.headers = message.headers
-        self.keep_alive = not message.should_close
+        # An HTTP/1.0 client that asked to keep the connection would have to be told; none that matters does.
+        self.keep_alive = not message.should_close and message.version >= HTTP11
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
         self.started = False
