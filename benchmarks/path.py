@@ -1,9 +1,10 @@
 """The whole path against a bare aiohttp proxy in the same run: `make bench` -> benchmarks/out/bench.json.
 
-Starts a mesh of its own (embedded PostgreSQL, all five services, one node whose engine is a plain fast HTTP mock behind the OpenAI-compatible
-adapter) and a bare aiohttp proxy before the same engine, and drives both in interleaved rounds. Figures are medians over the rounds of work per
-CPU-second: ours counts edge, router, scheduler, metering and registry together; node and PostgreSQL are reported apart. Every request is
-authenticated, traced at the default sampling ratio and settled in PostgreSQL: the run fails when committed settlements differ from successful answers.
+Starts a mesh of its own (embedded PostgreSQL, all five services, one node whose engine is a plain fast HTTP mock behind
+the OpenAI-compatible adapter) and a bare aiohttp proxy before the same engine, and drives both in interleaved rounds.
+Figures are medians over the rounds of work per CPU-second: ours counts edge, router, scheduler, metering and registry
+together; node and PostgreSQL are reported apart. Every request is authenticated, traced at the default sampling ratio
+and settled in PostgreSQL: the run fails when committed settlements differ from successful answers.
 """
 
 import argparse
@@ -65,6 +66,7 @@ SCENARIOS: Final = (
     Scenario("chunks_spread", 128, 4.0, streaming=True, spread_s=STREAM_S),
     Scenario("chunks", 128, 4.0, streaming=True),
 )
+WARM_UP: Final = Scenario("warm-up", 32, 1.0)
 
 
 @dataclass
@@ -137,7 +139,7 @@ def _mesh(engine_port: int) -> Iterator[tuple[Target, str]]:
         )
         client = json.loads((home / "client.json").read_text())
         operator = json.loads((home / "operator.json").read_text())
-        pids = {path.stem: int(path.read_text()) for path in (home / "pids").glob("*.pid")}
+        pids = {path.stem: int(path.read_text()) for path in (home / "pids").glob("*.pid") if path.stem != "launcher"}
         port = int(client["base_url"].split(":")[2].split("/")[0])
         target = Target(
             "mesh", port, client["api_key"], client["model"], {name: family(pid) for name, pid in pids.items()}
@@ -216,13 +218,8 @@ def run(rounds: int, scale: float, only: str) -> dict[str, float]:
         time.sleep(1.0)
         rest = {name: max(rss_mb(pid) for pid in pids) for name, pids in mesh.pids.items()}
         before = _await_settled(database_url, 0)
-        answered = 0
-        for target in (proxy, mesh):
-            answered += (
-                _drive(target, SCENARIOS[1], 1.0)["requests"]
-                if target is mesh
-                else 0 * _drive(target, SCENARIOS[1], 1.0)["requests"]
-            )
+        _drive(proxy, WARM_UP, WARM_UP.seconds)
+        answered = _drive(mesh, WARM_UP, WARM_UP.seconds)["requests"]
         for number in range(rounds):
             for scenario in scenarios:
                 for target in (proxy, mesh, direct):
@@ -249,10 +246,8 @@ def _tell(number: int, target: Target, scenario: Scenario, figures: dict[str, An
     cpu = _counted_cpu(target, figures["cpu"])
     each = " ".join(f"{name}={seconds:.2f}" for name, seconds in sorted(figures["cpu"].items()) if seconds >= 0.01)
     rate = f"{_work(figures, scenario) / cpu:8.0f}/cpu-s" if cpu else " " * 14
-    print(
-        f"round {number + 1} {scenario.name:14s} {target.name:7s} {rate}  p50 {figures['p50_ms']:8.2f} ms  first {figures['first_p50_ms']:7.2f} ms  {each}",
-        flush=True,
-    )
+    times = f"p50 {figures['p50_ms']:8.2f} ms  first {figures['first_p50_ms']:7.2f} ms"
+    print(f"round {number + 1} {scenario.name:14s} {target.name:7s} {rate}  {times}  {each}", flush=True)
 
 
 def _figures(

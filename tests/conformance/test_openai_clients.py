@@ -19,7 +19,7 @@ def seen(request: pytest.FixtureRequest, tiny_mesh: Mesh) -> dict[str, Any]:
     python = ROOT / f".venv-{request.param}" / "bin" / "python"
     assert python.exists(), f"{python} is missing: run `make clients`"
     client = tiny_mesh.client
-    command = [python, SCRIPT, client["base_url"], client["api_key"], client["model"]]
+    command = [str(python), str(SCRIPT), client["base_url"], client["api_key"], client["model"]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"{done.stderr[-3000:]}\n{tiny_mesh.tails()}"
     found: dict[str, Any] = json.loads(done.stdout)

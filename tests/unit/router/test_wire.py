@@ -3,6 +3,7 @@
 import pytest
 
 from gpumesh.common.v1 import job_pb2
+from gpumesh.common.v1.job_pb2 import Feature, Modality
 from gpumesh.router.v1.admission_service_pb2 import AdmitRequest
 from gpumesh_router.domain.catalogue import Price
 from gpumesh_router.wire import ask_from_wire, model_from_wire, price_from_wire, price_to_wire
@@ -31,8 +32,8 @@ def test_a_model_keeps_what_admission_needs() -> None:
             context_tokens=9,
             max_output_tokens=3,
             aliases=["x"],
-            modalities=[1],
-            features=[2, 3],
+            modalities=[Modality.MODALITY_CHAT],
+            features=[Feature.FEATURE_STRUCTURED, Feature.FEATURE_LOGPROBS],
         )
     )
     assert (model.model_id, model.aliases) == ("m", ("x",))
