@@ -100,6 +100,11 @@ async def test_a_payload_that_does_not_add_up_fails_its_job(mesh: Mesh) -> None:
     assert (await caller.failure(job_id)).reason == "PROTOCOL_ERROR"
     huge = caller.submit(payload=b"", payload_bytes=9 * 1024 * 1024)
     assert (await caller.failure(huge)).reason == "PAYLOAD_TOO_LARGE"
+    inline = caller.submit(payload=bytes(100_000))
+    assert (await caller.failure(inline)).reason == "PAYLOAD_TOO_LARGE"
+    piece = caller.submit(payload=b"", payload_bytes=1_000_000)
+    caller.piece(piece, 1, bytes(1_000_000), last=True)
+    assert (await caller.failure(piece)).reason == "PAYLOAD_TOO_LARGE"
 
 
 @pytest.mark.parametrize("mesh", [{"accept_s": 0.1}], indirect=True)

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 from gpumesh.common.v1.link_pb2 import Cancel, Goodbye, Item, ItemKind, Window
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered as DeliveredMessage
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Submit
-from gpumesh_runtime.error_types import MeshError, ResourceExhausted
+from gpumesh_runtime.error_types import MeshError, PayloadTooLarge, ResourceExhausted
 from gpumesh_runtime.link import FLAG_LAST, Link, LinkEnd, LinkProtocolError
 from gpumesh_runtime.logs import get_logger
 from gpumesh_runtime.reasons import Reason
@@ -16,7 +16,7 @@ from gpumesh_scheduler.desk import PAYLOAD, Desk
 from gpumesh_scheduler.domain.nouns import Party
 from gpumesh_scheduler.domain.reconcile import AckCaller
 from gpumesh_scheduler.domain.tickets import check_ticket
-from gpumesh_scheduler.wire import delivered_from_wire, reason_from_wire, terms_from_wire
+from gpumesh_scheduler.wire import MOST_PIECE_BYTES, delivered_from_wire, reason_from_wire, terms_from_wire
 
 log = get_logger("gpumesh.scheduler.callers")
 
@@ -98,6 +98,8 @@ class Caller:
             return  # refused or ended meanwhile: the caller will hear or has heard of it
         piece, last = item.body, item.flags & FLAG_LAST != 0
         try:
+            if len(piece) > MOST_PIECE_BYTES:
+                raise PayloadTooLarge(Reason.PAYLOAD_TOO_LARGE, "A piece of the request is too large.")
             job.payload.add(item.seq, piece, last)
         except MeshError as error:
             desk.apply(desk.board.fail(job, error, desk.time()))

@@ -3,6 +3,7 @@
 What comes from nodes is checked against named bounds: they are strangers. NodeBreachError says that their session must end.
 """
 
+import re
 from typing import Final
 
 from gpumesh.common.v1.job_pb2 import Feature, ModelBuild
@@ -13,7 +14,7 @@ from gpumesh.scheduler.v1.capacity_service_pb2 import ModelCapacity
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered as DeliveredMessage
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Submit
 from gpumesh.scheduler.v1.operator_service_pb2 import NodeSummary
-from gpumesh_runtime.error_types import InvalidArgument
+from gpumesh_runtime.error_types import InvalidArgument, PayloadTooLarge
 from gpumesh_runtime.reasons import Reason
 from gpumesh_scheduler.domain.evidence import Bill, Delivered, Segment
 from gpumesh_scheduler.domain.job import Job
@@ -40,14 +41,23 @@ MOST_RUNNING: Final = 4096
 MOST_NAME: Final = 200
 # Tokens of one job; far above any context window, far below what overflows int64 money.
 MOST_TOKENS: Final = 100_000_000
+# Payload inside Submit (one-request.md says 48 KiB), pieces of it (64 KiB), tokens to go on from: all must fit a node's link.
+MOST_INLINE_BYTES: Final = 64 * 1024
+MOST_PIECE_BYTES: Final = 256 * 1024
+MOST_PREFIX: Final = 131_072
 # Segments of one job: one per attempt that delivered something.
 MOST_SEGMENTS: Final = 16
 _NO_FEATURES: Final[frozenset[int]] = frozenset()
+_TRACEPARENT: Final = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _OUTCOMES: Final = {int(outcome): outcome for outcome in Outcome}
 
 
 def terms_from_wire(job_id: bytes, submit: Submit, ticket: Ticket, limits: Limits, now: float) -> Terms:
-    """An admitted job: what the ticket promises and what Submit adds."""
+    """An admitted job: what the ticket promises and what Submit adds. Raises PayloadTooLarge."""
+    if len(submit.payload) > MOST_INLINE_BYTES or len(submit.prefix_token_ids) > MOST_PREFIX:
+        raise PayloadTooLarge(
+            Reason.PAYLOAD_TOO_LARGE, "Submit is too large.", metadata={"limit": str(MOST_INLINE_BYTES)}
+        )
     deadline_s = submit.deadline_ms / 1000 or limits.max_deadline_s
     window = submit.window_bytes
     return Terms(
@@ -63,11 +73,16 @@ def terms_from_wire(job_id: bytes, submit: Submit, ticket: Ticket, limits: Limit
         window_bytes=min(window, limits.max_window_bytes) if window else limits.default_window_bytes,
         tries_used=submit.tries_used,
         excluded=frozenset(submit.excluded_node_ids) if submit.excluded_node_ids else frozenset(),
-        traceparent=submit.traceparent,
+        traceparent=_traceparent(submit.traceparent),
         ticket=submit.ticket,
         settle_by_ns=ticket.settle_by_ns,
         prefix_token_ids=tuple(submit.prefix_token_ids) if submit.prefix_token_ids else (),
     )
+
+
+def _traceparent(text: str) -> str:
+    """W3C trace context, version 00; anything else means not sampled."""
+    return text if text and _TRACEPARENT.fullmatch(text) else ""
 
 
 def offer_to_wire(job: Job, receipt_token: bytes, traceparent: str, now: float) -> bytes:

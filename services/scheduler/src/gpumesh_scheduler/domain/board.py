@@ -203,10 +203,7 @@ class Board:
 
     def withdraw(self, job: Job, reason: Reason, now: float, out: Effects) -> None:
         """Stops the current try and goes on with the job as if its node were lost."""
-        attempt = job.current
         self._stop(job, reason, out, job.tokens)
-        if attempt is not None:
-            out.append(TryLost(attempt, reason))
         self._lost(job, reason, now, out)
 
     def try_gone(self, attempt: Try, now: float, out: Effects) -> None:
@@ -215,7 +212,6 @@ class Board:
         job = self.jobs.get(attempt.job_id)
         if job is not None and job.current is attempt:
             self._lost(job, Reason.NODE_LOST, now, out)
-        out.append(TryLost(attempt, Reason.NODE_LOST))
 
     def session_lost(self, session: Session, reason: Reason, now: float, out: Effects) -> None:
         """All tries of a session that is over. Its seats are already out of the pools."""
@@ -227,7 +223,6 @@ class Board:
             job = self.jobs.get(attempt.job_id)
             if job is not None and job.current is attempt:
                 self._lost(job, reason, now, out)
-            out.append(TryLost(attempt, reason))
 
     # ---- time --------------------------------------------------------------------------------------------------------------
 
@@ -341,6 +336,8 @@ class Board:
 
     def _again(self, job: Job, reason: Reason, now: float, out: Effects) -> None:
         """A try ended before content: the job waits for another one, or fails when it has had them all."""
+        if job.current is not None:
+            out.append(TryLost(job.current, reason))
         job.withdrawn(now)
         job.last_reason = reason.value
         if job.tries_left <= 0:
@@ -357,7 +354,9 @@ class Board:
         """The current try is gone without a word to the caller."""
         if job.committed:
             job.last_reason = reason.value
-            job.current = None
+            if job.current is not None:
+                out.append(TryLost(job.current, reason))
+                job.current = None
             self._fail(
                 job, Reason.ANSWER_INTERRUPTED, "The node that was answering went away. You are not charged.", out
             )

@@ -54,7 +54,7 @@ class EndSession(NamedTuple):
 
 
 class TryLost(NamedTuple):
-    """A try ended without Done; for metrics. reason: why."""
+    """A job's current try is over and the job is not: it was withdrawn, refused, or lost. For metrics and spans. reason: why."""
 
     attempt: Try
     reason: Reason
