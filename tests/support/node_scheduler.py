@@ -42,6 +42,7 @@ class NodeJob:
     dones: list[Item] = field(default_factory=list)
     errors: list[Item] = field(default_factory=list)
     cancel_acks: list[Item] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
 
     @property
     def deltas(self) -> list[session_pb2.Delta]:
@@ -146,6 +147,8 @@ class FakeScheduler:
     def on_item(self, link: Link, item: Item) -> None:
         """Recorded."""
         job = self.jobs.setdefault((item.id, item.fence), NodeJob(item.id, item.fence)) if item.id else None
+        if job is not None:
+            job.kinds.append(item.kind)
         match item.kind:
             case ItemKind.ITEM_KIND_HEARTBEAT:
                 self.statuses.append(session_pb2.Status.FromString(item.body))

@@ -1,6 +1,8 @@
 """What the node says about its jobs: items of the session, while there is one."""
 
+import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Failure, Item, ItemKind
 from gpumesh.node.v1 import session_pb2
@@ -13,12 +15,19 @@ from gpumesh_node.wire import build_to_wire, usage_to_wire
 from gpumesh_runtime.link import Link, LinkDown
 from gpumesh_runtime.reasons import Reason
 
+# How long an Accept may wait for the job's first item. A hundredth of the scheduler's accept timer would do; engines with a short
+# prompt answer within this.
+ACCEPT_WITHIN_S: Final = 0.01
+
 
 class Outlet:
     """Sends for the runner. link: the session, None while there is none."""
 
     def __init__(self) -> None:
         self.link: Link | None = None
+        self._loop = asyncio.get_running_loop()
+        self._unaccepted: dict[bytes, Running] = {}
+        self._accept_timer: asyncio.TimerHandle | None = None
 
     def send(self, item: Item) -> bool:
         """Sends an item; False when there is no session to take it."""
@@ -42,8 +51,27 @@ class Outlet:
         body = session_pb2.Accept(queued=queued).SerializeToString() if queued else b""
         self.send(Item(kind=ItemKind.ITEM_KIND_ACCEPT, id=offer.job_id, fence=offer.fence, body=body))
 
+    def accept_soon(self, running: Running) -> None:
+        """As accept, for a job that starts at once: before its first item, or after ACCEPT_WITHIN_S with all others that wait."""
+        self._unaccepted[running.job.offer.job_id] = running
+        if self._accept_timer is None:
+            self._accept_timer = self._loop.call_later(ACCEPT_WITHIN_S, self._accept_all)
+
+    def _accept_all(self) -> None:
+        self._accept_timer = None
+        waiting, self._unaccepted = self._unaccepted, {}
+        for running in waiting.values():
+            if not running.job.ended:  # given up meanwhile: nobody waits for it
+                self.accept(running.job.offer, 0)
+
+    def _accept_first(self, job: Job) -> None:
+        """Before any other item of a job."""
+        if self._unaccepted.pop(job.offer.job_id, None) is not None:
+            self.accept(job.offer, 0)
+
     def cancel_ack(self, job: Job, usage: Usage) -> None:
         """The job is stopped; what had been done."""
+        self._unaccepted.pop(job.offer.job_id, None)  # the answer says it all
         body = session_pb2.CancelAck(usage=usage_to_wire(usage), receipt_token=job.offer.receipt_token)
         self.send(_item(ItemKind.ITEM_KIND_CANCEL_ACK, job, 0, body.SerializeToString()))
 
@@ -54,6 +82,8 @@ class Outlet:
     def frame(self, running: Running, body: bytes, deltas: Sequence[Delta], tokens: int, cost: int, now: float) -> None:
         """Part of the answer; it stays in the job's outbox until the caller has passed it on."""
         job = running.job
+        if self._unaccepted:
+            self._accept_first(job)
         header = job.frame(tokens, now, content=any(delta.has_content for delta in deltas))
         if header.seq == 1:
             running.desk.meters.first_output.observe(now - job.offered_at)
@@ -83,6 +113,8 @@ class Outlet:
         return self._final(running, ItemKind.ITEM_KIND_ERROR, body.SerializeToString())
 
     def _final(self, running: Running, kind: "ItemKind.ValueType", body: bytes) -> bool:
+        if self._unaccepted:
+            self._accept_first(running.job)
         running.final = _item(kind, running.job, FLAG_LAST, body)
         return self.send(running.final)
 

@@ -170,7 +170,13 @@ class Runner:
         self._idle.clear()
         if offer.deadline_s > 0:
             running.timer = self._loop.call_later(offer.deadline_s, self._expire, running)
-        self._outlet.accept(offer, max(0, desk.taken + 1 - model.slots))
+        queued = max(0, desk.taken + 1 - model.slots)
+        if running.job.state is JobState.WAITING and not queued:
+            # Its Accept rides with its first frame, when that comes soon: one message less on both sides of the session.
+            self._outlet.accept_soon(running)
+            self._start(running)
+            return
+        self._outlet.accept(offer, queued)
         if running.job.state is JobState.WAITING:
             self._start_or_wait(running)
 

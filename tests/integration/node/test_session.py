@@ -54,6 +54,15 @@ async def test_a_streamed_job_is_accepted_and_answered(tmp_path: Path) -> None:
         assert job.deltas[-1].finish_reason == session_pb2.FINISH_REASON_STOP
 
 
+async def test_accept_comes_first_and_does_not_wait_for_a_slow_engine(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as (scheduler, _):
+        quick = await scheduler.completed(scheduler.offer(streaming=False))
+        assert quick.kinds == [ItemKind.ITEM_KIND_ACCEPT, ItemKind.ITEM_KIND_FRAME, ItemKind.ITEM_KIND_DONE]
+        slow = scheduler.offer(chat("[[mock stall_after=0]]"))
+        await scheduler.until(lambda: slow.kinds, 1.0)
+        assert slow.kinds == [ItemKind.ITEM_KIND_ACCEPT]
+
+
 async def test_an_answer_that_is_not_streamed_is_one_frame(tmp_path: Path) -> None:
     async with mesh(tmp_path) as (scheduler, _):
         job = await scheduler.completed(scheduler.offer(chat("[[mock tokens=9]]"), streaming=False))
