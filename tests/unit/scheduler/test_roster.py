@@ -242,3 +242,12 @@ def test_a_session_does_not_outlive_its_certificate_whatever_runs() -> None:
     books.accept(books.submit())
     sweep(books, 101, heard=node)
     assert not books.roster.sessions
+
+
+def test_the_one_node_with_a_feature_is_found_among_many() -> None:
+    books = Books()
+    for number in range(100):
+        books.node(f"n{number}", features=frozenset({1}) if number == 77 else frozenset())
+    job = books.submit(features=frozenset({1}))
+    assert job.current is not None
+    assert job.current.session.node_id == "n77"

@@ -216,7 +216,9 @@ def test_equal_seats_are_drawn_evenly() -> None:
 
 def test_many_seats_are_sampled() -> None:
     seats = [seat() for _ in range(100)]
-    assert len(candidates(seats, lambda: 0.99)) == SAMPLE
+    for at in (0.0, 0.5, 0.99):
+        drawn = candidates(seats, lambda at=at: at)  # type: ignore[misc]  # mypy does not infer this lambda
+        assert len({id(one) for one in drawn}) == len(drawn) == SAMPLE
     assert candidates(seats[:SAMPLE], lambda: 0.5) == seats[:SAMPLE]
 
 

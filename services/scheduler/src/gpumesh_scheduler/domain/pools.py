@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpumesh_scheduler.domain.choice.filters import Block, gate, refuses
-from gpumesh_scheduler.domain.choice.pick import SAMPLE, best, candidates
+from gpumesh_scheduler.domain.choice.pick import SAMPLE, SEARCH, best, candidates
 from gpumesh_scheduler.domain.nouns import ModelKey, Terms
 from gpumesh_scheduler.domain.session import Seat, Session
 
@@ -125,17 +125,20 @@ class Pools:
         pool = self.pools.get(terms.model)
         if pool is None or not pool.free:
             return None
-        if excluded and excluded.issuperset(pool.seats):
+        if excluded and len(excluded) >= len(pool.seats) and excluded.issuperset(pool.seats):
             excluded = frozenset()
-        fit = [
-            seat
-            for seat in candidates(pool.free, self._random)
-            if refuses(seat, seat.session.node_id, terms, excluded) is None
-        ]
-        if not fit and len(pool.free) > SAMPLE:
-            # The sample may have missed the few that fit: look at all before letting the job wait.
-            fit = [seat for seat in pool.free if refuses(seat, seat.session.node_id, terms, excluded) is None]
-        return best(fit, self._random) if fit else None
+        for most in (SAMPLE, SEARCH):
+            # The sample may have missed the few that fit: look at many before letting the job wait.
+            fit = [
+                seat
+                for seat in candidates(pool.free, self._random, most)
+                if refuses(seat, seat.session.node_id, terms, excluded) is None
+            ]
+            if fit:
+                return best(fit, self._random)
+            if len(pool.free) <= most:
+                break
+        return None
 
     def serves(self, key: ModelKey) -> bool:
         """Whether any node here has the model, busy or not."""
