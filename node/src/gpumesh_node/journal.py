@@ -64,7 +64,6 @@ class Journal:
         self._sync: asyncio.Task[None] | None = None
         self._old: list[Path] = []
         self.failed = False
-        self.expired = 0
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -118,12 +117,13 @@ class Journal:
         self._soon()
         return True
 
-    def drop_expired(self) -> None:
-        """Forgets receipts that nobody can settle any more."""
+    def drop_expired(self) -> int:
+        """Forgets receipts that nobody can settle any more; returns how many."""
         latest = self._wall() - _KEEP_S
-        for key in [key for key, put in self._open.items() if put.wall_s < latest]:
+        expired = [key for key, put in self._open.items() if put.wall_s < latest]
+        for key in expired:
             self.drop(*key)
-            self.expired += 1
+        return len(expired)
 
     def next_session(self) -> int:
         """Counts a new session; the number is on the disk when this returns, since a repeated one would fence the node itself.

@@ -269,7 +269,8 @@ class Session:
         """Sends receipts without acknowledgement: all on a new session, later those that have waited for a whole round."""
         waited_s = 0.0
         while True:
-            self._journal.drop_expired()
+            if expired := self._journal.drop_expired():
+                log.error("receipts expired without acknowledgement", count=expired)
             running = self._runner.jobs
             receipts = [receipt for receipt in self._journal.older_than(waited_s) if receipt.job_id not in running]
             for start in range(0, len(receipts), _PRESENT_PIECE):

@@ -30,8 +30,8 @@ class ReceiptStore(Protocol):
     def drop(self, job_id: bytes, fence: int) -> bool:
         """Forgets one; False when it was not there."""
 
-    def drop_expired(self) -> None:
-        """Forgets those that nobody can settle any more."""
+    def drop_expired(self) -> int:
+        """Forgets those that nobody can settle any more; returns how many."""
 
     def next_session(self) -> int:
         """The next session's number, durable before it is used."""

@@ -138,6 +138,17 @@ async def test_the_engine_comes_back_after_its_process_was_killed(tmp_path: Path
         assert child_pid() != old
 
 
+async def test_a_job_of_many_choices_that_is_not_read_holds_up_nobody(tmp_path: Path) -> None:
+    async with scheduler_with_engine(tmp_path) as scheduler:
+        link = await scheduler.up()
+        greedy = scheduler.offer(chat("x", n=16, ignore_eos=True), max_output_tokens=400, window_bytes=512)
+        await scheduler.until(lambda: greedy.frames)
+        await scheduler.completed(scheduler.offer(max_output_tokens=4))
+        link.cancel(greedy.id, "CLIENT_GONE", fence=FENCE)
+        await scheduler.until(lambda: greedy.cancel_acks)
+        await scheduler.completed(scheduler.offer(max_output_tokens=4))
+
+
 async def test_a_broken_file_is_a_state_and_a_reason_in_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

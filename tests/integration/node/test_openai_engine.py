@@ -243,6 +243,13 @@ async def test_split_choices_are_one_answer(streaming: bool) -> None:
         assert streaming or len(deltas) == 3
 
 
+async def test_more_choices_than_an_engine_can_split_are_refused() -> None:
+    async with FakeOpenAi() as server, engine(server, split_choices=True) as made:
+        with pytest.raises(EngineFailure) as caught:
+            await made.generate(request(chat("hi", n=17)))
+        assert caught.value.metadata == {"param": "n", "limit": "16"}
+
+
 # --- through a whole node -------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import aiohttp
@@ -20,7 +20,7 @@ _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of a whole answer: 128 choices of
 class HttpAnswer:
     """An answer that comes over HTTP. See base.Answer."""
 
-    __slots__ = ("_body", "_merging", "_normaliser", "_parser", "_response", "seed")
+    __slots__ = ("_merging", "_normaliser", "_on_end", "_parser", "_response", "seed")
 
     def __init__(
         self,
@@ -30,12 +30,15 @@ class HttpAnswer:
         streamed: bool,
         merging: bool,
         seed: int | None,
+        on_end: Callable[[], None],
     ) -> None:
+        """on_end: called once, when the connection is free or closed."""
         self._response = response
         self._normaliser = normaliser
         self._parser = SseParser() if streamed else None
         self._merging = merging
         self.seed = seed
+        self._on_end: Callable[[], None] | None = on_end
 
     @property
     def usage(self) -> Usage:
@@ -74,10 +77,17 @@ class HttpAnswer:
                     while await response.content.readany():
                         pass
         response.release()
+        self._end()
 
     def abort(self) -> None:
         """Closes the connection: engines stop a job whose client is gone."""
         self._response.close()
+        self._end()
+
+    def _end(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
 
     async def _next(self, parser: SseParser) -> list[Delta]:
         normaliser, content = self._normaliser, self._response.content

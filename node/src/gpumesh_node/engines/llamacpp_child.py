@@ -14,8 +14,10 @@ import msgspec
 
 from gpumesh_node.hardening import die_with_parent, forbid_core_dumps
 
-# Two more than slots: each open stream holds one of llama.cpp's HTTP threads, and looks at its health need one too.
-_SPARE_THREADS: Final = 2
+# Each open connection holds one of llama.cpp's HTTP threads, also while its client reads slowly; a job of n choices opens n.
+# Idle threads cost address space only.
+_THREADS_PER_SLOT: Final = 16  # MAX_SPLIT of openai_http; this process does not import it, for its memory's sake
+_SPARE_THREADS: Final = 4
 
 
 class ChildSettings(msgspec.Struct, frozen=True):
@@ -56,7 +58,7 @@ def serve(settings: ChildSettings) -> object:
     params.n_ctx = settings.slots * settings.context_tokens
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
-    params.n_threads_http = settings.slots + _SPARE_THREADS
+    params.n_threads_http = settings.slots * _THREADS_PER_SLOT + _SPARE_THREADS
     params.n_gpu_layers = settings.gpu_layers
     params.use_jinja = True
     params.ui = False

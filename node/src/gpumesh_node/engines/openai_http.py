@@ -26,8 +26,11 @@ log = get_logger("gpumesh.node.engine")
 _LOOK_EVERY_S: Final = 10.0  # how often a well engine's /v1/models is read again
 _LOOK_SOON_S: Final = 1.0  # and one that does not answer
 _LOOK_TIMEOUT_S: Final = 5.0
+_TIMED_OUT: Final = "no answer in time"
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+# Connections that one job may hold; llamacpp_child has a thread for each.
+MAX_SPLIT: Final = 16
 _READ_BYTES: Final = 64 * 1024  # unread answer per job before the socket is left alone
 
 
@@ -84,6 +87,7 @@ class OpenAiHttpEngine:
         self._session: aiohttp.ClientSession | None = None
         self._was_well: bool | None = None
         self._look_now = asyncio.Event()
+        self._running = 0
 
     def models(self) -> Sequence[ServedModel]:
         """Its models with the state of the last look."""
@@ -137,6 +141,9 @@ class OpenAiHttpEngine:
     async def look(self) -> bool:
         """Asks the engine which models it has and updates states. Returns whether all of ours are there."""
         found, reason = await self._discover()
+        if reason == _TIMED_OUT and self._running:
+            # Busy, not gone: llama.cpp's server has a thread for each connection, and all may wait for slow readers.
+            return bool(self._was_well)
         served = {name: _seen(model, found.get(name)) for name, model in self._served.items()}
         missing = [name for name, model in served.items() if model.state is not ModelState.READY]
         well = not missing
@@ -163,7 +170,9 @@ class OpenAiHttpEngine:
                 if response.status != 200:
                     return {}, f"HTTP {response.status}"
                 return {card.id: card for card in _MODEL_LIST.decode(body).data or ()}, ""
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError, UnicodeDecodeError) as err:
+        except TimeoutError:
+            return {}, _TIMED_OUT
+        except (aiohttp.ClientError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as err:
             return {}, type(err).__name__
 
     def _update(self, served: dict[str, ServedModel]) -> None:
@@ -180,6 +189,11 @@ class OpenAiHttpEngine:
         choices, seed = body.choices, body.integer("seed")
         if choices == 1 or not self._settings.split_choices:
             return await self._begin(request, body, choices, seed)
+        if choices > MAX_SPLIT:
+            message = f"This model makes at most {MAX_SPLIT} choices of one request."
+            raise EngineFailure(
+                Reason.INVALID_ARGUMENT, message, retryable=False, metadata={"param": "n", "limit": str(MAX_SPLIT)}
+            )
         body.set("n", 1)
         parts: list[asyncio.Task[Answer]] = []
         try:
@@ -211,8 +225,18 @@ class OpenAiHttpEngine:
             raise from_status(response.status, await _error_body(response))
         # A server that does not stream answers whole, whatever was asked.
         streamed = response.content_type == "text/event-stream"
-        normaliser = Normaliser(choices, top_logprobs)
-        return HttpAnswer(response, normaliser, streamed=streamed, merging=not request.streaming, seed=seed)
+        self._running += 1
+        return HttpAnswer(
+            response,
+            Normaliser(choices, top_logprobs),
+            streamed=streamed,
+            merging=not request.streaming,
+            seed=seed,
+            on_end=self._on_end,
+        )
+
+    def _on_end(self) -> None:
+        self._running -= 1
 
     async def _post(self, data: bytes, traceparent: str) -> aiohttp.ClientResponse:
         session = self._session
