@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.scheduler_peers import Mesh, running_mesh
+from tests.support.scheduler_mesh import Mesh, running_mesh
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from gpumesh.metering.v1.settlement_service_pb2 import EvidenceSource
 from gpumesh.node.v1.session_pb2 import ReceiptAck
 from gpumesh.scheduler.v1.dispatch_service_pb2 import DeliveredAck
 from gpumesh_runtime.link import FLAG_LAST, fence, new_id
+from tests.support.scheduler_mesh import Mesh
 from tests.support.scheduler_peers import (
     CANCEL,
     CANCELLED,
@@ -22,7 +23,6 @@ from tests.support.scheduler_peers import (
     PAYLOAD,
     RECEIPT_ACK,
     WINDOW,
-    Mesh,
 )
 
 

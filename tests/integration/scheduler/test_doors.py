@@ -15,7 +15,8 @@ from gpumesh_runtime.link import new_id
 from gpumesh_runtime.reasons import Reason
 from gpumesh_runtime.rpc.client import channel
 from gpumesh_runtime.sealing import KeyRing, create_file
-from tests.support.scheduler_peers import COMPLETED, DONE, OFFER, UPDATE, FakeCaller, Mesh, ticket
+from tests.support.scheduler_mesh import Mesh, ticket
+from tests.support.scheduler_peers import COMPLETED, DONE, OFFER, UPDATE, FakeCaller
 
 
 async def refusal(caller: FakeCaller, job_id: bytes) -> tuple[str, bool]:

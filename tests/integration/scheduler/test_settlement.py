@@ -11,6 +11,7 @@ from gpumesh.scheduler.v1.dispatch_service_pb2 import DeliveredAck
 from gpumesh_runtime.identity import Role
 from gpumesh_runtime.link import new_id
 from gpumesh_runtime.rpc.server import Server
+from tests.support.scheduler_mesh import Mesh
 from tests.support.scheduler_peers import (
     COMPLETED,
     DELIVERED_ACK,
@@ -20,7 +21,6 @@ from tests.support.scheduler_peers import (
     RECEIPT_ACK,
     FakeCaller,
     FakeNode,
-    Mesh,
 )
 
 

@@ -11,18 +11,8 @@ from gpumesh_runtime.error_types import Conflict, PermissionDenied
 from gpumesh_runtime.link import LinkEnd, fence, new_id
 from gpumesh_runtime.reasons import Reason
 from tests.support.link_server import Tunnel
-from tests.support.scheduler_peers import (
-    CANCEL,
-    CONTENT,
-    DONE,
-    FRAME,
-    OFFER,
-    FakeCaller,
-    FakeNode,
-    Mesh,
-    frame_body,
-    metric,
-)
+from tests.support.scheduler_mesh import Mesh, metric
+from tests.support.scheduler_peers import CANCEL, CONTENT, DONE, FRAME, OFFER, FakeCaller, FakeNode, frame_body
 
 DROPPED = "gpumesh_scheduler_dropped_items_total"
 

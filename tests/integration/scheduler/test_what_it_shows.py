@@ -10,7 +10,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gpumesh_runtime import tracing
 from gpumesh_runtime.metrics import REGISTRY
 from gpumesh_runtime.otlp import Ids
-from tests.support.scheduler_peers import COMPLETED, DELIVERED_ACK, DONE, OFFER, Mesh
+from tests.support.scheduler_mesh import Mesh
+from tests.support.scheduler_peers import COMPLETED, DELIVERED_ACK, DONE, OFFER
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
