@@ -148,7 +148,18 @@ class Server:
         outer = (
             _around_generator(inner, check) if inspect.isasyncgenfunction(inner) else _around_coroutine(inner, check)
         )
-        return make(outer, handler.request_deserializer, handler.response_serializer)
+        return make(outer, handler.request_deserializer, _serializer(handler.response_serializer))
+
+
+def _serializer(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """As generated, but bytes pass: a link writes messages that it encoded itself, and would else parse and encode each again."""
+    if serialize is None:
+        return None
+
+    def encode(message: Any) -> bytes:
+        return message if type(message) is bytes else serialize(message)
+
+    return encode
 
 
 class _Captured:
