@@ -200,8 +200,9 @@ class Plan:
             "CA_FILE": self.home.tls / "ca.crt",
             "SCHEDULER_ADDRESSES": ",".join(self.schedulers[first:] + self.schedulers[:first]),
             "ENGINES": json.dumps([self.engine()]),
-            # One node on the machine of its scheduler: no crowd to spread.
-            "RECONNECT_MIN_S": "0.5",
+            # A few nodes on the machine of their scheduler: no crowd to spread, whatever the scheduler advises.
+            "RECONNECT_MIN_S": "0.1",
+            "RECONNECT_MAX_S": "0.5",
         }
         if token:
             settings["ENROLMENT_TOKEN"] = token
