@@ -4,6 +4,7 @@
 
 Non-streaming: one 0.4 KB answer. `"stream": true`: `max_tokens` content chunks, the first at once, then `seed`
 microseconds apart (0: all at once), a finish chunk, a usage chunk when asked for, [DONE]. It is never the bottleneck and
+never what is measured.
 """
 
 import asyncio
