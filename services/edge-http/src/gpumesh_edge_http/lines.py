@@ -5,6 +5,7 @@ the same keys in the same order, values that are numbers, ids of ours or names o
 tests/unit/edge_http/test_lines.py checks that both ways say the same, and that every field is on the allow list.
 """
 
+import asyncio
 import logging
 import sys
 import time
@@ -20,9 +21,11 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class RequestLines:
-    """Made once, after logs.setup()."""
+    """Made once, after logs.setup(). With a loop, the lines of one turn of it leave together: a system call for each costs 2 us."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
+        self._waiting: list[str] = []
         self._log = get_logger(_NAME).bind()
         bound: Any = self._log  # structlog's logger, of which runtime.logs shows only the calls
         last = (getattr(bound, "_processors", None) or (None,))[-1]
@@ -46,7 +49,17 @@ class RequestLines:
         line |= fields
         line["event"] = "request"
         line["service"] = _SERVICE
-        sys.stderr.write(_encode(line).decode() + "\n")
+        waiting = self._waiting
+        waiting.append(_encode(line).decode() + "\n")
+        if self._loop is None:
+            self._flush()
+        elif len(waiting) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        lines = "".join(self._waiting)
+        self._waiting.clear()
+        sys.stderr.write(lines)
         sys.stderr.flush()
 
     def _timestamp(self, now: float) -> str:

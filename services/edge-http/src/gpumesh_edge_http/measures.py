@@ -1,5 +1,6 @@
 """Metrics of the edge, and its one log line per request."""
 
+import asyncio
 from typing import Final
 
 from gpumesh_edge_http.exchange import Exchange
@@ -25,7 +26,7 @@ THROTTLED: Final = counter(
     "gpumesh_edge_throttled_total", "Requests refused because their address failed to authenticate too often"
 ).cell
 
-_lines: list[RequestLines] = []
+_lines: dict[asyncio.AbstractEventLoop, RequestLines] = {}
 # Bound label cells of what occurs all the time.
 _cells: Final = {
     (route, status): REQUESTS.labels(route, str(status))
@@ -102,6 +103,8 @@ def _chat_line(
 
 def _write(fields: dict[str, str | int | float | bool]) -> None:
     """The line. Its writer is made with the first one: logging is set up after this module is imported."""
-    if not _lines:
-        _lines.append(RequestLines())
-    _lines[0].write(fields)
+    lines = _lines.get(loop := asyncio.get_running_loop())
+    if lines is None:
+        _lines.clear()  # of an earlier loop: tests run several, one after the other
+        lines = _lines[loop] = RequestLines(loop)
+    lines.write(fields)
