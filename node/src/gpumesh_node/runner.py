@@ -290,7 +290,10 @@ class Runner:
                 trace.fail(failure.reason.value)
                 self._fail(running, failure)
                 return
-            trace.set("gen_ai.usage.output_tokens", running.job.tokens)
+            if offer.traceparent:
+                usage = answer.usage
+                trace.set("gen_ai.usage.input_tokens", usage.prompt_tokens)
+                trace.set("gen_ai.usage.output_tokens", usage.completion_tokens)
         self._leave_slot(running)
         await answer.release()
 

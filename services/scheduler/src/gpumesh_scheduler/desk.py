@@ -120,7 +120,11 @@ class Desk:
             span = tracing.span(
                 "scheduler.try",
                 traceparent,
-                {"gen_ai.request.model": terms.model[0], "gpumesh.node_id": attempt.session.node_id},
+                {
+                    "gen_ai.operation.name": "chat",
+                    "gen_ai.request.model": terms.model[0],
+                    "gpumesh.node_id": attempt.session.node_id,
+                },
             )
             self._spans[job.id, attempt.fence] = span
             traceparent = span.traceparent
