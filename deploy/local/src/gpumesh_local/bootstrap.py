@@ -25,6 +25,8 @@ _EVERY_FEATURE: Final = (
     job_pb2.FEATURE_LOGPROBS,
     job_pb2.FEATURE_MULTIPLE_CHOICES,
 )
+# What mock-model has of them: a request for more is refused at once, not queued for a node that will never come.
+_MOCK_FEATURES: Final = (job_pb2.FEATURE_TOOLS, job_pb2.FEATURE_MULTIPLE_CHOICES)
 
 
 class Bootstrap:
@@ -121,7 +123,7 @@ class Bootstrap:
             context_tokens=int(self._plan.engine().get("context_tokens", 0)) or 32_768,
             licence=self._shipped.licence if options.engine == "tiny" else "",
             modalities=[job_pb2.MODALITY_CHAT, job_pb2.MODALITY_COMPLETION],
-            features=_EVERY_FEATURE,
+            features=_MOCK_FEATURES if options.engine == "mock" else _EVERY_FEATURE,
             owner=self._shipped.owner,
             template_overhead_tokens=self._shipped.template_overhead_tokens,
         )

@@ -222,7 +222,13 @@ class Plan:
                 "context_tokens": self._shipped.context_tokens,
             }
         if options.engine == "mock":
-            return {"kind": "mock", "model_id": options.model, "revision": "1", "slots": options.slots}
+            return {
+                "kind": "mock",
+                "model_id": options.model,
+                "revision": "1",
+                "slots": options.slots,
+                "context_tokens": 32_768,  # the catalogue takes it from here: both must say the same
+            }
         model = {"model_id": options.model, "revision": "1"}
         return {
             "kind": "openai",
