@@ -1,14 +1,15 @@
 """What the processes of a mesh say of themselves at /metrics, for tests that look for leaks."""
 
 import asyncio
-from pathlib import Path
+from typing import Final
 
 import aiohttp
 
 from tests.support.mesh import Mesh
 
+_FIRST: Final = 20  # offset of the first /metrics from the HTTP port, for a mesh with one scheduler
 # Gauges that are 0 in a mesh where nothing runs and everything is settled, by process.
-AT_REST: dict[str, tuple[str, ...]] = {
+AT_REST: Final[dict[str, tuple[str, ...]]] = {
     "edge-http": ("gpumesh_dispatch_running_jobs", "gpumesh_dispatch_unacknowledged_deliveries"),
     "router": ("gpumesh_router_holds", "gpumesh_dispatch_running_jobs", "gpumesh_dispatch_unacknowledged_deliveries"),
     "scheduler": (
@@ -28,16 +29,12 @@ class Gauges:
     def __init__(self, mesh: Mesh, http: aiohttp.ClientSession) -> None:
         self._mesh = mesh
         self._http = http
-        self._urls: dict[int, str] = {}
 
     def _url(self, process: str) -> str:
-        pid = self._mesh.pid(process)
-        if pid not in self._urls:
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            pairs = (entry.decode().partition("=") for entry in environment)
-            address = next(value for key, _, value in pairs if key.endswith("_METRICS_ADDRESS"))
-            self._urls[pid] = f"http://{address}/metrics"
-        return self._urls[pid]
+        """As the launcher hands ports out: services in this order, then nodes."""
+        kind, _, number = process.partition("-") if process.startswith("node") else (process, "", "")
+        order = ("registry", "metering", "router", "edge-http", "scheduler", "node").index(kind)
+        return f"http://127.0.0.1:{self._mesh.port + _FIRST + order + int(number or 1) - 1}/metrics"
 
     async def text(self, process: str) -> str:
         """The whole exposition."""

@@ -37,6 +37,7 @@ class Mesh:
         self.port = port
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("GPUMESH_")}
         self.env |= {"GPUMESH_HOME": str(home), "GPUMESH_HTTP_PORT": str(port)}
+        self.cwd: Path | None = None  # of the launcher and so of every process
         self.client: dict[str, str] = {}
         self.operator: dict[str, Any] = {}
 
@@ -65,7 +66,13 @@ class Mesh:
     def local(self, *args: str) -> "subprocess.CompletedProcess[str]":
         """Runs the launcher and returns when it does."""
         return subprocess.run(
-            [_BIN / "gpumesh-local", *args], env=self.env, capture_output=True, text=True, timeout=_START_S, check=False
+            [_BIN / "gpumesh-local", *args],
+            env=self.env,
+            cwd=self.cwd,
+            capture_output=True,
+            text=True,
+            timeout=_START_S,
+            check=False,
         )
 
     def cli(self, *args: str) -> "subprocess.CompletedProcess[str]":
