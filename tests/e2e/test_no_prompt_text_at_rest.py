@@ -289,7 +289,7 @@ def prove_that_core_dumps_would_be_found(mesh: Mesh) -> None:
     if hard == 0 or pattern.startswith(("|", "/")):
         return
     limits = Path(f"/proc/{mesh.pid('launcher')}/limits").read_text().splitlines()
-    assert [line for line in limits if line.startswith("Max core file size")][0].split()[4] != "0"
+    assert next(line for line in limits if line.startswith("Max core file size")).split()[4] != "0"
     code = "import os, sys; kept = [sys.argv[1] * 2]; os.abort()"
     subprocess.run(
         ["/bin/sh", "-c", 'ulimit -c "$(ulimit -Hc)"; exec "$@"', "sh", sys.executable, "-c", code, control],
