@@ -254,3 +254,13 @@ async def test_a_count_beyond_the_bounds_is_not_believed(mesh: EdgeMesh, http: a
     _, body = await post(http, mesh, max_tokens=5)
     assert body["usage"]["completion_tokens"] == 1
     assert body["usage"]["prompt_tokens"] < 100
+
+    def absurd(job: PlayedJob) -> None:
+        job.say("x")
+        job.done(prompt_tokens=-5, completion_tokens=-5)
+
+    mesh.dispatch.play = absurd
+    _, body = await post(http, mesh)
+    assert (body["usage"]["completion_tokens"], body["usage"]["prompt_tokens"]) == (0, 0)
+    await eventually(lambda: len(mesh.router.releases) == 2)
+    assert min(mesh.router.releases.values()) == 0

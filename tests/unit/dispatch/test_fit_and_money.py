@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from gpumesh.common.v1.job_pb2 import Model, Price, Usage
 from gpumesh.router.v1.admission_service_pb2 import Catalogue
 from gpumesh_dispatch.models import Models
-from gpumesh_dispatch.money import charge_nano_usd
+from gpumesh_dispatch.money import charge_nano_usd, within_bounds
 from gpumesh_dispatch.openai.fit import counted, measure, text_of, uncounted
 from gpumesh_dispatch.openai.parse import ParsedChat, parse_chat
 from gpumesh_dispatch.tokens import TokenCounter
@@ -139,3 +139,15 @@ def test_the_charge_is_the_one_that_metering_computes(
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_prompt_tokens=cached)
     expected = charge_of(MeteringPrice(1, price_in, price_out, price_cached), prompt, cached, completion, hold)
     assert charge_nano_usd(price, usage, hold) == expected
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9), st.integers(-5, 10**9), st.integers(-5, 10**9))
+def test_no_count_of_a_node_leaves_its_bounds(prompt: int, completion: int, cached: int, reasoning: int) -> None:
+    usage = Usage(
+        prompt_tokens=prompt, completion_tokens=completion, cached_prompt_tokens=cached, reasoning_tokens=reasoning
+    )
+    held = within_bounds(usage, relayed=50, cap=40, prompt_bound=100)
+    assert 0 <= held.cached_prompt_tokens <= held.prompt_tokens <= 100
+    assert 0 <= held.reasoning_tokens <= held.completion_tokens <= 40
+    if 0 <= prompt <= 100:
+        assert held.prompt_tokens == prompt

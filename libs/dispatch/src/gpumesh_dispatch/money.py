@@ -16,3 +16,25 @@ def charge_nano_usd(price: Price, usage: Usage, hold_nano_usd: int) -> int:
     if cached:
         raw += cached * price.cached_input_nano_usd_per_mtok
     return min((raw + _TOKENS_PER_PRICE // 2) // _TOKENS_PER_PRICE, hold_nano_usd)
+
+
+def within_bounds(usage: Usage, relayed: int, cap: int, prompt_bound: int) -> Usage:
+    """The node's count, corrected in place: nodes are strangers. At most the tokens that frames announced (`relayed`), the ticket's cap and
+    the prompt's bound; 0 means that a bound is unknown.
+    """
+    prompt, completion = told = usage.prompt_tokens, usage.completion_tokens
+    completion = max(completion, 0)
+    if relayed and completion > relayed:
+        completion = relayed
+    if cap and completion > cap:
+        completion = cap
+    prompt = max(prompt, 0)
+    if prompt_bound and prompt > prompt_bound:
+        prompt = prompt_bound
+    if (prompt, completion) != told:
+        usage.prompt_tokens, usage.completion_tokens = prompt, completion
+    if not 0 <= usage.cached_prompt_tokens <= prompt:
+        usage.cached_prompt_tokens = 0
+    if not 0 <= usage.reasoning_tokens <= completion:
+        usage.reasoning_tokens = 0
+    return usage

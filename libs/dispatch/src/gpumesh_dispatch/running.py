@@ -14,7 +14,7 @@ from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered, Submit
 from gpumesh_dispatch.admit import Admitter
 from gpumesh_dispatch.deliveries import Deliveries
 from gpumesh_dispatch.job import Fail, Job, Retry, Verdict
-from gpumesh_dispatch.money import charge_nano_usd
+from gpumesh_dispatch.money import charge_nano_usd, within_bounds
 from gpumesh_dispatch.request import Admitted, Completed, JobRequest, Sink
 from gpumesh_dispatch.schedulers import SchedulerConnection, Schedulers
 from gpumesh_dispatch.submit import send_submit
@@ -276,28 +276,16 @@ class Running:
         if job.ended:
             return
         job.end()
-        usage = self._billed(done)
         admission = self.admission
-        charge = charge_nano_usd(admission.price, usage, admission.hold_nano_usd) if admission is not None else 0
-        self._close(_COMPLETED, usage, charge, "", done.receipt_token)
-        seed = done.seed if done.HasField("seed") else None
-        self.sink.on_done(Completed(usage, charge, done.build, item.fence, seed))
-
-    def _billed(self, done: Done) -> Usage:
-        """The node's count within our bounds: nodes are strangers."""
-        usage, job = done.usage, self.job
-        if job.tokens and usage.completion_tokens > job.tokens:
-            usage.completion_tokens = job.tokens
-        cap = self.admission.max_output_tokens if self.admission is not None else 0
-        if cap and usage.completion_tokens > cap:
-            usage.completion_tokens = cap
-        bound = self.request.input_tokens_bound
-        if bound and usage.prompt_tokens > bound:
-            usage.prompt_tokens = bound
-        usage.cached_prompt_tokens = max(0, min(usage.cached_prompt_tokens, usage.prompt_tokens))
-        usage.reasoning_tokens = max(0, min(usage.reasoning_tokens, usage.completion_tokens))
+        cap = admission.max_output_tokens if admission is not None else 0
+        usage = within_bounds(done.usage, job.tokens, cap, self.request.input_tokens_bound)
         job.tokens = usage.completion_tokens
-        return usage
+        charge = charge_nano_usd(admission.price, usage, admission.hold_nano_usd) if admission is not None else 0
+        seed = done.seed if done.HasField("seed") else None
+        try:  # the client first, the books after it
+            self.sink.on_done(Completed(usage, charge, done.build, item.fence, seed))
+        finally:
+            self._close(_COMPLETED, usage, charge, "", done.receipt_token)
 
     # --- failures -------------------------------------------------------------------------------------------------------
 
@@ -374,8 +362,10 @@ class Running:
 
     def _finish_failed(self, error: MeshError) -> None:
         usage = Usage(completion_tokens=self.job.tokens if self.job.committed else 0)
-        self._close(_FAILED, usage, 0, error.reason.value, b"")
-        self.sink.on_error(error)
+        try:
+            self.sink.on_error(error)
+        finally:
+            self._close(_FAILED, usage, 0, error.reason.value, b"")
 
     # --- the end --------------------------------------------------------------------------------------------------------
 
