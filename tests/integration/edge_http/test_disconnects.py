@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -58,16 +59,16 @@ async def test_gone_while_queued(mesh: EdgeMesh, streamed: bool) -> None:
     assert not record.segments
 
 
-async def test_gone_during_prefill_after_comments_were_sent(mesh: EdgeMesh) -> None:
-    mesh.dispatch.play = lambda job: None
-    mesh.edge.app._limits = Limits(keep_alive_comment_s=0.01)
-    async with RawClient(mesh) as client:
-        client.send(raw_request(mesh, stream=True))
-        status, headers = await client.head()
-        assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        assert b": keep-alive\n\n" in await client.reader.readuntil(b"\n\n")
-    await eventually(lambda: mesh.dispatch.last.cancelled == "CLIENT_GONE", CANCEL_WITHIN_S)
-    await gone(mesh)
+async def test_gone_during_prefill_after_comments_were_sent(tmp_path: Path) -> None:
+    async with EdgeMesh(tmp_path, keep_alive_comment_s=0.01) as mesh:
+        mesh.dispatch.play = lambda job: None
+        async with RawClient(mesh) as client:
+            client.send(raw_request(mesh, stream=True))
+            status, headers = await client.head()
+            assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+            assert b": keep-alive\n\n" in await client.reader.readuntil(b"\n\n")
+        await eventually(lambda: mesh.dispatch.last.cancelled == "CLIENT_GONE", CANCEL_WITHIN_S)
+        await gone(mesh)
 
 
 async def test_gone_while_streaming(mesh: EdgeMesh) -> None:

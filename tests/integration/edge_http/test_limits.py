@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpumesh.common.v1.job_pb2 import Model
 from gpumesh.router.v1.admission_service_pb2 import AdmitRequest
+from gpumesh_edge_http.limits import Limits
 from gpumesh_runtime.errors import MeshError, Reason
 from gpumesh_runtime.identity import service_uri
 from tests.support.certificates import Certificates
@@ -230,3 +231,28 @@ async def test_clients_may_come_over_tls(tmp_path: Path) -> None:
             url = f"https://127.0.0.1:{mesh.edge.server.port}{CHAT}"
             async with http.post(url, json=chat_body(stream=True), headers=mesh.headers) as answer:
                 assert text_of(events_of(await answer.text())) == "Hello world"
+
+
+async def test_bodies_that_come_in_together_are_bounded(mesh: EdgeMesh) -> None:
+    mesh.edge.server.limits = Limits(max_uploading_bytes=100_000)
+    async with RawClient(mesh) as first, RawClient(mesh) as second:
+        first.send(raw_request(mesh, b"{" + b" " * 80_000, length=200_000))
+        await eventually(lambda: mesh.edge.server.uploads.bytes > 80_000)
+        second.send(raw_request(mesh, b"{" + b" " * 80_000, length=200_000))
+        assert (await second.answer())[0] == 429
+        assert mesh.edge.server.uploads.bytes > 80_000
+    await eventually(lambda: mesh.edge.server.uploads.bytes == 0)
+
+
+async def test_answers_during_a_drain_say_that_the_connection_closes(mesh: EdgeMesh) -> None:
+    mesh.dispatch.play = lambda job: None
+    async with RawClient(mesh) as client:
+        client.send(raw_request(mesh))
+        await eventually(lambda: len(mesh.dispatch.jobs) == 1)
+        draining = asyncio.create_task(mesh.edge.drain(5))
+        await eventually(lambda: mesh.edge.dispatcher.draining)
+        mesh.dispatch.last.say("x")
+        mesh.dispatch.last.done()
+        status, headers = await client.head()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await draining

@@ -21,6 +21,8 @@ from gpumesh_runtime.tls import TlsIdentity
 
 _TICK_S: Final = 0.25
 MAX_JOBS: Final = 20_000
+# Payloads are kept for another attempt; all together they may not fill the memory.
+MAX_PAYLOAD_BYTES: Final = 1 << 30
 _FRAME: Final = int(ItemKind.ITEM_KIND_FRAME)
 _DONE: Final = int(ItemKind.ITEM_KIND_DONE)
 _ERROR: Final = int(ItemKind.ITEM_KIND_ERROR)
@@ -55,6 +57,7 @@ class Dispatcher:
         self.jobs: dict[bytes, Running] = {}
         self.draining = False
         self._max_jobs = max_jobs
+        self._payload_bytes = 0
         self._loop = asyncio.get_running_loop()
         self.time = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
@@ -73,12 +76,13 @@ class Dispatcher:
         """
         if self.draining:
             raise Unavailable(Reason.DRAINING, "This server is stopping. Try again.", retryable=True, retry_after_s=1.0)
-        if len(self.jobs) >= self._max_jobs:
+        if len(self.jobs) >= self._max_jobs or self._payload_bytes > MAX_PAYLOAD_BYTES:
             raise ResourceExhausted(
                 Reason.TOO_MANY_JOBS, "Too many requests are running here. Try again.", retry_after_s=1.0
             )
         running = Running(self, request, sink)
         self.jobs[request.job_id] = running
+        self._payload_bytes += len(request.payload)
         running.start()
         return running
 
@@ -109,8 +113,11 @@ class Dispatcher:
 
     def forget(self, job_id: bytes) -> None:
         """A job is over."""
-        if self.jobs.pop(job_id, None) is not None and not self.jobs:
-            self._look_idle()
+        running = self.jobs.pop(job_id, None)
+        if running is not None:
+            self._payload_bytes -= len(running.request.payload)
+            if not self.jobs:
+                self._look_idle()
 
     # --- called by the links --------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from typing import Any, Final, Protocol
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
-from gpumesh_edge_http.limits import Limits
-from gpumesh_runtime.errors import DeadlineExceeded, MeshError, PayloadTooLarge, Reason
+from gpumesh_edge_http.limits import Limits, Uploads
+from gpumesh_runtime.errors import DeadlineExceeded, MeshError, PayloadTooLarge, Reason, ResourceExhausted
 
 HTTP11: Final = (1, 1)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -19,6 +19,7 @@ class Connection(Protocol):
     """What an exchange needs of its connection."""
 
     limits: Limits
+    uploads: Uploads
     transport: asyncio.Transport | None
 
     @property
@@ -119,7 +120,7 @@ class Exchange:
     async def _read_slowly(self, limits: Limits) -> bytes:
         parts: list[bytes] = []
         received = 0
-        payload = self._payload
+        payload, uploads = self._payload, self.protocol.uploads
         loop = asyncio.get_running_loop()
         began = loop.time() + limits.body_grace_s
         try:
@@ -130,8 +131,13 @@ class Exchange:
                     return b"".join(parts)
                 parts.append(part)
                 received += len(part)
+                uploads.bytes += len(part)
                 if received > limits.max_body_bytes:
                     raise self._too_large()
+                if uploads.bytes > limits.max_uploading_bytes:
+                    self.keep_alive = False
+                    text = "Too many large requests are coming in at the moment. Try again."
+                    raise ResourceExhausted(Reason.RESOURCE_EXHAUSTED, text, retry_after_s=1.0)
         except TimeoutError:
             self.keep_alive = False
             text = f"The request body came slower than {limits.body_bytes_per_s} bytes/s. Send it again over a faster connection."
@@ -141,6 +147,8 @@ class Exchange:
         except Exception as err:  # aiohttp's payload errors: the connection broke, or the chunked framing is wrong
             self.keep_alive = False
             raise ClientGoneError from err
+        finally:
+            uploads.bytes -= received
 
     def _too_large(self) -> MeshError:
         self.keep_alive = False  # the rest of the body is not read

@@ -7,11 +7,22 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 
+class Uploads:
+    """Bytes of bodies that are still coming in."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Source where none is given: mechanisms.md 10."""
 
     max_body_bytes: int = 8 * MIB
+    # Bodies that are still coming in, over all connections together: 10,000 clients with 8 MiB each must not fill the memory.
+    max_uploading_bytes: int = 512 * MIB
     header_timeout_s: float = 10.0
     body_bytes_per_s: int = KIB
     # A body's first bytes may take this long before the rate counts.

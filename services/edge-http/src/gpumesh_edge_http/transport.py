@@ -19,7 +19,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gpumesh_edge_http.exchange import Exchange
-from gpumesh_edge_http.limits import Limits
+from gpumesh_edge_http.limits import Limits, Uploads
 
 
 class _Answered:
@@ -67,7 +67,7 @@ class _InlineTasks:
 class EdgeProtocol(RequestHandler):
     """aiohttp's connection, with direct writes and callbacks for loss and drain."""
 
-    __slots__ = ("_last_buffer", "_stalled_since", "exchange", "head_since", "limits", "owner")
+    __slots__ = ("_last_buffer", "_stalled_since", "exchange", "head_since", "limits", "owner", "uploads")
 
     def __init__(self, owner: "EdgeServer", **kwargs: Any) -> None:
         super().__init__(owner.server, **kwargs)
@@ -75,6 +75,7 @@ class EdgeProtocol(RequestHandler):
             self._loop = owner.inline_loop
         self.owner = owner
         self.limits = owner.limits
+        self.uploads = owner.uploads
         self.exchange: Exchange | None = None
         self.head_since = 0.0  # when the head that is awaited began; 0: none is
         self._stalled_since = 0.0
@@ -183,7 +184,9 @@ class EdgeServer:
 
     def __init__(self, handler: Handler, malformed: Malformed, limits: Limits) -> None:
         self.limits = limits
+        self.uploads = Uploads()
         self.malformed = malformed
+        self._closing = False
         self.head_timeouts = 0
         self.write_stalls = 0
         self._handler = handler
@@ -207,7 +210,10 @@ class EdgeServer:
 
     def _make_exchange(self, message: Any, payload: StreamReader, protocol: Any, writer: Any, task: Any) -> Exchange:
         del writer, task
-        return Exchange(message, payload, protocol)
+        exchange = Exchange(message, payload, protocol)
+        if self._closing:
+            exchange.keep_alive = False
+        return exchange
 
     async def _handle(self, exchange: Exchange) -> _Answered:
         protocol: Any = exchange.protocol
@@ -257,11 +263,16 @@ class EdgeServer:
 
     def close_listener(self) -> None:
         """Takes no new connections; idle ones are closed, requests that run go on."""
+        self._closing = True
         if self._listener is not None:
             self._listener.close()
         for protocol in self.server.connections:
             protocol.close()
-            if isinstance(protocol, EdgeProtocol) and protocol.exchange is None and protocol.transport is not None:
+            if not isinstance(protocol, EdgeProtocol):
+                continue
+            if protocol.exchange is not None:
+                protocol.exchange.keep_alive = False  # an answer that has not begun tells its client
+            elif protocol.transport is not None:
                 protocol.transport.close()
 
     async def stop(self, timeout_s: float) -> None:
