@@ -5,12 +5,13 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Final
 
 from gpumesh_runtime.errors import MeshError
 from gpumesh_runtime.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 log = get_logger("gpumesh.dispatch.tokens")
 _KEPT: Final = 8
@@ -48,7 +49,7 @@ class TokenCounter:
         finally:
             self._waiting -= 1
 
-    async def _tokenizer(self, sha256: str) -> Tokenizer | None:
+    async def _tokenizer(self, sha256: str) -> "Tokenizer | None":
         loop = asyncio.get_running_loop()
         async with self._lock:
             if sha256 in self._kept:
@@ -60,7 +61,7 @@ class TokenCounter:
                 body = await self._fetch(sha256)
                 if hashlib.sha256(body).hexdigest() != sha256:
                     raise ValueError("another file than its name says")
-                tokenizer = await loop.run_in_executor(self._pool, Tokenizer.from_buffer, body)
+                tokenizer = await loop.run_in_executor(self._pool, _load, body)
             except (MeshError, ValueError) as err:
                 self._failed_at[sha256] = loop.time()
                 log.warning("tokenizer not usable", error_type=type(err).__name__)
@@ -75,7 +76,14 @@ class TokenCounter:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _count(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+def _load(body: bytes) -> "Tokenizer":
+    # Imported here: 3 MB that an edge does not need until a prompt comes near its model's context.
+    from tokenizers import Tokenizer  # noqa: PLC0415 -- see above
+
+    return Tokenizer.from_buffer(body)
+
+
+def _count(tokenizer: "Tokenizer", texts: Sequence[str]) -> int:
     total, seen, left = 0, 0, 0
     for text in texts:
         if seen >= _MAX_COUNTED_BYTES:
