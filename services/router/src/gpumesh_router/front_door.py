@@ -16,16 +16,18 @@ from gpumesh_dispatch.caller import Dispatcher
 from gpumesh_dispatch.models import Models
 from gpumesh_dispatch.prepare import Prepared, prepare_chat
 from gpumesh_dispatch.request import Admitted, Completed, JobRequest
+from gpumesh_dispatch.running import Running
 from gpumesh_dispatch.tokens import TokenCounter
 from gpumesh_router.admissions import Admissions
 from gpumesh_router.publisher import CataloguePublisher
-from gpumesh_runtime.error_types import AlreadyExists, InvalidArgument, MeshError, Unauthenticated
+from gpumesh_runtime.error_types import AlreadyExists, DeadlineExceeded, InvalidArgument, MeshError, Unauthenticated
 from gpumesh_runtime.link import new_id
 from gpumesh_runtime.reasons import Reason
 
 MAX_DEADLINE_S: Final = 3600.0
 """Requests without a deadline get this one; a longer one is cut to it."""
 _AHEAD_S: Final = 0.05  # this service reports the timeout itself, a little before gRPC would
+_BEHIND_S: Final = 1.0  # scheduler and node are told a later one, and end only what this service did not cancel
 _ID_BYTES: Final = 16
 
 
@@ -55,10 +57,13 @@ class InferenceServicer(InferenceServiceServicer):
         job = self._job(request, key, prepared, context)
         sink = _Stream(job.job_id)
         running = self._dispatcher.run(job, sink)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(job.deadline_s - _BEHIND_S, _out_of_time, running, sink)
         try:
             async for response in sink.responses(running.consumed):
                 yield response
         finally:
+            timer.cancel()
             running.cancel()  # does nothing when the job is over; otherwise the client left or its deadline passed
 
     async def ListModels(
@@ -90,7 +95,8 @@ class InferenceServicer(InferenceServiceServicer):
             input_tokens_bound=prepared.size.bound,
             max_output_tokens=chat.max_output_tokens,
             choices=chat.choices,
-            deadline_s=max(MAX_DEADLINE_S if remaining is None else min(remaining, MAX_DEADLINE_S) - _AHEAD_S, 0.001),
+            deadline_s=max(MAX_DEADLINE_S if remaining is None else min(remaining, MAX_DEADLINE_S) - _AHEAD_S, 0.001)
+            + _BEHIND_S,
         )
 
 
@@ -145,6 +151,14 @@ class _Stream:
             consumed()  # the generator runs on only after gRPC has written the message
             self._wake.clear()
             await self._wake.wait()
+
+
+def _out_of_time(running: Running, sink: _Stream) -> None:
+    """The client's deadline: it pays for what it has received, as when it cancels."""
+    if not running.job.ended:
+        running.cancel(Reason.DEADLINE_EXCEEDED)
+        text = "The deadline passed before the answer was complete. You are charged for what you received."
+        sink.on_error(DeadlineExceeded(Reason.DEADLINE_EXCEEDED, text))
 
 
 def _api_key(context: Any) -> ApiKey:
