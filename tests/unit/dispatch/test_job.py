@@ -139,7 +139,10 @@ def test_an_error_after_content_is_final() -> None:
     job = placed()
     job.frame(at(job, 1), 1, 1, True)
     lost = error(Reason.NODE_LOST)
-    assert job.failed(at(job, 1), lost, NOW) == Fail(lost)
+    failed = job.failed(at(job, 1), lost, NOW)
+    assert isinstance(failed, Fail)
+    assert failed.error.reason is Reason.ANSWER_INTERRUPTED  # UNAVAILABLE would say that nothing was produced
+    assert failed.error.metadata == {"cause": lost.reason.value}
 
 
 def test_attempts_are_bounded() -> None:

@@ -158,7 +158,7 @@ class Job(msgspec.Struct):
     def failed(self, fence: int, error: MeshError, now: float) -> Retry | Fail:
         """Error came from the scheduler for the current attempt."""
         if self.committed:
-            return self._fail(error)
+            return self._fail(_broken_off(error))
         self._count_tries(fence)
         reason = error.reason
         if reason in _MOVED:
@@ -221,3 +221,11 @@ class Job(msgspec.Struct):
     def _fail(self, error: MeshError) -> Fail:
         self.ended = True
         return Fail(error)
+
+
+def _broken_off(error: MeshError) -> MeshError:
+    """What a client hears after content: never "unavailable", which promises that nothing was produced and invites a blind retry."""
+    if not isinstance(error, Unavailable):
+        return error
+    text = f"The answer broke off. {error.message} You are not charged."
+    return Conflict(Reason.ANSWER_INTERRUPTED, text, metadata={"cause": error.reason.value})
