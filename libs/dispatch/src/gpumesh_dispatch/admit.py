@@ -167,9 +167,9 @@ class LinkAdmitter:
         router = self._admitted_by.pop(job_id, None)
         if router is not None:
             router.send_release(job_id, charge_nano_usd, 0)
-            return
-        for other in self._routers:
-            if other.grants.release(job_id, charge_nano_usd):
+            charge_nano_usd = 0  # an earlier attempt under a grant costs nothing
+        for granting in self._routers:
+            if granting.grants.release(job_id, charge_nano_usd):
                 return
 
     def _choose(self, key_id: str) -> _RouterConnection | None:
