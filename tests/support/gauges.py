@@ -11,7 +11,7 @@ _FIRST: Final = 20  # offset of the first /metrics from the HTTP port, for a mes
 # Gauges that are 0 in a mesh where nothing runs and everything is settled, by process.
 AT_REST: Final[dict[str, tuple[str, ...]]] = {
     "edge-http": ("gpumesh_dispatch_running_jobs", "gpumesh_dispatch_unacknowledged_deliveries"),
-    "router": ("gpumesh_router_holds", "gpumesh_dispatch_running_jobs", "gpumesh_dispatch_unacknowledged_deliveries"),
+    "router": ("gpumesh_dispatch_running_jobs", "gpumesh_dispatch_unacknowledged_deliveries"),
     "scheduler": (
         "gpumesh_scheduler_jobs",
         "gpumesh_scheduler_queued_jobs",
