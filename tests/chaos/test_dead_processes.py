@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 
 from tests.support.mesh import Mesh, Nodes, text_of
@@ -115,48 +116,66 @@ async def test_receipts_unsettled_when_the_scheduler_dies_settle_exactly_once_af
     await nodes.ready(2)
 
 
-@pytest.mark.timeout(180)
-async def test_requests_go_on_while_metering_is_down_for_twenty_seconds_and_settle_once_later(
-    mock_mesh: Mesh, nodes: Nodes, http: aiohttp.ClientSession
-) -> None:
-    before = len(await mock_mesh.settlements())
-    assert (await mock_mesh.chat(http, "[[mock tokens=2]]"))[0] == 200
-    await mock_mesh.settled_after(before, 1)
-    mock_mesh.signal("launcher", signal.SIGSTOP)  # or it would start metering again at once
+async def with_metering_down(mesh: Mesh, http: aiohttp.ClientSession, text: str, down_s: float) -> None:
+    """Requests while metering is dead for `down_s` seconds: all are answered, and each is settled once afterwards."""
+    before = len(await mesh.settlements())
+    assert (await mesh.chat(http, text))[0] == 200
+    await mesh.settled_after(before, 1)
+    mesh.signal("launcher", signal.SIGSTOP)  # or it would start metering again at once
     try:
-        dead = mock_mesh.kill("metering")
-        sent, until = 0, time.monotonic() + 20
+        dead = mesh.kill("metering")
+        sent, until = 0, time.monotonic() + down_s
         while time.monotonic() < until:
-            status, answer = await mock_mesh.chat(http, "[[mock tokens=2]]")
+            status, answer = await mesh.chat(http, text)
             assert status == 200, answer
             sent += 1
             await asyncio.sleep(0.15)
     finally:
-        mock_mesh.signal("launcher", signal.SIGCONT)
-    await mock_mesh.restarted("metering", dead)
-    settled = await mock_mesh.settled_after(before, 1 + sent)
+        mesh.signal("launcher", signal.SIGCONT)
+    await mesh.restarted("metering", dead)
+    settled = await mesh.settled_after(before, 1 + sent)
     assert {row["outcome"] for row in settled} == {COMPLETED}
+    mesh.check_ledger()
+
+
+async def with_postgresql_restarted(mesh: Mesh, http: aiohttp.ClientSession, text: str, jobs: int) -> None:
+    """Requests while every connection of the database breaks: all are answered, and each is settled once afterwards."""
+    before = len(await mesh.settlements())
+    assert (await mesh.chat(http, text))[0] == 200
+    await mesh.settled_after(before, 1)
+    dead = mesh.signal("postgres", signal.SIGINT)  # fast shutdown
+    answers = await asyncio.gather(*(mesh.chat(http, text) for _ in range(jobs)))
+    assert [status for status, _ in answers] == [200] * jobs
+    await mesh.restarted("postgres", dead)
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                settled = await mesh.settled_after(before, 1 + jobs)
+                break
+            except (OSError, asyncpg.PostgresError):
+                await asyncio.sleep(0.1)
+    assert {row["outcome"] for row in settled} == {COMPLETED}
+    mesh.check_ledger()
+
+
+@pytest.mark.timeout(180)
+async def test_requests_go_on_while_metering_is_down_for_twenty_seconds_and_settle_once_later(
+    mock_mesh: Mesh, tiny_mesh: Mesh, nodes: Nodes, http: aiohttp.ClientSession
+) -> None:
+    await asyncio.gather(
+        with_metering_down(mock_mesh, http, "[[mock tokens=2]]", 20),
+        with_metering_down(tiny_mesh, http, "Hello!", 20),
+    )
 
 
 @pytest.mark.timeout(180)
 async def test_requests_go_on_while_postgresql_restarts_and_settle_once_later(
-    mock_mesh: Mesh, nodes: Nodes, http: aiohttp.ClientSession
+    mock_mesh: Mesh, tiny_mesh: Mesh, nodes: Nodes, http: aiohttp.ClientSession
 ) -> None:
-    before = len(await mock_mesh.settlements())
-    assert (await mock_mesh.chat(http, "[[mock tokens=2]]"))[0] == 200
-    await mock_mesh.settled_after(before, 1)
-    dead = mock_mesh.signal("postgres", signal.SIGINT)  # fast shutdown: every connection breaks
-    answers = await asyncio.gather(*(mock_mesh.chat(http, "[[mock delay_s=0.1 tokens=2]]") for _ in range(20)))
-    assert [status for status, _ in answers] == [200] * 20
-    await mock_mesh.restarted("postgres", dead)
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                settled = await mock_mesh.settled_after(before, 21)
-                break
-            except (OSError, ConnectionError):
-                await asyncio.sleep(0.1)
-    assert {row["outcome"] for row in settled} == {COMPLETED}
+    await asyncio.gather(
+        with_postgresql_restarted(mock_mesh, http, "[[mock delay_s=0.1 tokens=2]]", 20),
+        with_postgresql_restarted(tiny_mesh, http, "Hello!", 8),
+    )
 
 
 async def test_a_revoked_key_is_refused_within_five_seconds(
