@@ -2,33 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests.chaos.conftest import SLOTS
 from tests.support.gauges import Gauges
 from tests.support.mesh import Mesh, Nodes
 from tests.support.raw_http import Clients
 
 CANCELLED = 2
-SLOTS = 64  # per node, two nodes
 LIVE = 128
 LONG = "[[mock tps=50 tokens=4000]]"  # one token each 20 ms, for 80 s
 MORE = 32  # tokens that may be billed beyond what the client has read (mechanisms.md 1)
 # The target is 0.5 s (mechanisms.md 1); a machine that does other things too gets more.
 SLOT_BACK_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def wide_mesh() -> Iterator[Mesh]:
-    """Two nodes of mock-model with many slots."""
-    mesh = Mesh.start("--engine", "mock", "--nodes", "2", "--slots", str(SLOTS))
-    try:
-        yield mesh
-    finally:
-        mesh.stop()
 
 
 @pytest.fixture

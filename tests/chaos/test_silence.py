@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -16,16 +15,6 @@ COMPLETED, FAILED = 1, 3
 LOST_S = 25.0  # a silent node is given up after this (issue 2)
 MARGIN_S = 5.0
 PREFILL_S = 60
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    """Two nodes of mock-model, for this test alone: one of them is away for half a minute."""
-    made = Mesh.start("--engine", "mock", "--nodes", "2")
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 class Scene:
@@ -91,10 +80,12 @@ class Scene:
 
 @pytest.mark.timeout(180)
 async def test_a_silent_node_is_given_up_within_25_s_while_a_silent_prefill_of_60_s_goes_on(
-    mesh: Mesh, http: aiohttp.ClientSession
+    mock_mesh: Mesh, http: aiohttp.ClientSession
 ) -> None:
-    scene, nodes = Scene(mesh, http), Nodes(mesh)
-    before = len(await mesh.settlements())
+    scene, nodes = Scene(mock_mesh, http), Nodes(mock_mesh)
+    await nodes.ready(2)
+    await scene.gauges.at_rest()
+    before = len(await mock_mesh.settlements())
     started, lost = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         thinking = group.create_task(scene.think())
@@ -105,7 +96,7 @@ async def test_a_silent_node_is_given_up_within_25_s_while_a_silent_prefill_of_6
         await started.wait()
         waiting = group.create_task(scene.wait_for_first())
         assert await scene.where(3) == {healthy: 1, scene.silent: 2}
-        mesh.signal(scene.silent, signal.SIGSTOP)
+        mock_mesh.signal(scene.silent, signal.SIGSTOP)
         scene.silent_at = time.monotonic()
         try:
             asking = group.create_task(scene.ask_on(lost))
@@ -117,7 +108,7 @@ async def test_a_silent_node_is_given_up_within_25_s_while_a_silent_prefill_of_6
             assert await reading < LOST_S + MARGIN_S
             assert await waiting < LOST_S + MARGIN_S + 3
         finally:
-            mesh.signal(scene.silent, signal.SIGCONT)
+            mock_mesh.signal(scene.silent, signal.SIGCONT)
         await nodes.ready(2)
         print(f"\nlost after {gone_after:.1f} s, {await asking} other questions answered meanwhile")
         await comes_back(scene)

@@ -4,13 +4,14 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 
 from gpumesh_node.domain.mock_script import Prompt, read_script, words
 from gpumesh_node.domain.mock_script import Script as MockScript
+from tests.chaos.conftest import STALL_S
 from tests.support.gauges import Gauges
 from tests.support.mesh import Mesh
 from tests.support.raw_http import Clients, RawHttp
@@ -23,29 +24,16 @@ SHORT = "[[mock tokens=3000 token_bytes=300]]"
 BUFFER = 4096  # SO_RCVBUF of a reader, so that the kernel takes little
 HELD = 256 * 1024  # what one slow reader may make us hold beyond the kernel's buffers (issue 2)
 SLACK = 10 * 1024 * 1024  # what a process grows by on its own under any load
-STALL_S = 6
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    """Many slots on mock-model, and an edge that cuts stalled readers after 6 s instead of 30."""
-    made = Mesh.start(
-        *("--engine", "mock", "--nodes", "2", "--slots", "32"), env={"GPUMESH_EDGE_HTTP_WRITE_STALL_S": str(STALL_S)}
-    )
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture
-async def gauges(mesh: Mesh, http: aiohttp.ClientSession) -> AsyncIterator[Gauges]:
+async def gauges(wide_mesh: Mesh, http: aiohttp.ClientSession) -> AsyncIterator[Gauges]:
     """A mesh at rest before and after, whose ledger adds up."""
-    made = Gauges(mesh, http)
+    made = Gauges(wide_mesh, http)
     await made.at_rest()
     yield made
     await made.at_rest()
-    mesh.check_ledger()
+    wide_mesh.check_ledger()
 
 
 async def frames(gauges: Gauges) -> float:
@@ -99,17 +87,17 @@ async def steady(mesh: Mesh, http: aiohttp.ClientSession, tokens: int) -> float:
 
 
 async def test_twenty_readers_that_stop_cost_256_kib_each_and_get_all_of_it_when_they_read_again(
-    mesh: Mesh, gauges: Gauges, http: aiohttp.ClientSession
+    wide_mesh: Mesh, gauges: Gauges, http: aiohttp.ClientSession
 ) -> None:
     usage = {"include_usage": True}
-    with Clients(mesh) as clients:
+    with Clients(wide_mesh) as clients:
         # Once at full speed, so that what each process needs anyway is there.
         warm = await asyncio.gather(*(clients.ask(LONG, stream_options=usage) for _ in range(STALLED)))
         await asyncio.gather(*(client.read_whole() for client in warm))
         await gauges.at_rest()
         before, produced = await sizes(gauges), await frames(gauges)
         whole = produced / STALLED  # frames of one answer, at most: the launcher's probe is in it
-        settled = len(await mesh.settlements())
+        settled = len(await wide_mesh.settlements())
 
         asked = (clients.ask(LONG, receive_buffer=BUFFER, stream_options=usage) for _ in range(STALLED))
         readers = await asyncio.gather(*asked)
@@ -117,16 +105,16 @@ async def test_twenty_readers_that_stop_cost_256_kib_each_and_get_all_of_it_when
         held, sent = await sizes(gauges), await frames(gauges) - produced
         # The window closed: with the kernel's buffers an answer may be a quarter through, never further.
         assert sent < STALLED * whole / 4, f"{sent} frames for {STALLED} readers, {whole} make an answer"
-        assert await steady(mesh, http, 100) < 1.0
+        assert await steady(wide_mesh, http, 100) < 1.0
         grown = {process: held[process] - before[process] for process in before}
         assert all(size < STALLED * HELD + SLACK for size in grown.values()), grown
         print(f"\ngrown by (KiB): { {process: round(size / 1024) for process, size in grown.items()} }")
-        assert len(await mesh.settlements()) - settled <= 1  # the steady stream's; all others go on
+        assert len(await wide_mesh.settlements()) - settled <= 1  # the steady stream's; all others go on
 
         await asyncio.gather(*(reader.read_whole() for reader in readers))
     for reader in readers:
         check_whole(reader, LONG, TOKENS)
-    rows = await mesh.settled_after(settled, STALLED + 1)
+    rows = await wide_mesh.settled_after(settled, STALLED + 1)
     assert Counter((row["outcome"], row["completion_tokens"]) for row in rows) == {(1, TOKENS): STALLED, (1, 100): 1}
 
 
@@ -143,19 +131,19 @@ async def slowly(clients: Clients) -> float:
 
 
 async def test_a_reader_that_stalls_for_too_long_is_cut_and_cancelled_and_one_that_is_only_slow_is_not(
-    mesh: Mesh, gauges: Gauges, http: aiohttp.ClientSession
+    wide_mesh: Mesh, gauges: Gauges, http: aiohttp.ClientSession
 ) -> None:
-    before = len(await mesh.settlements())
+    before = len(await wide_mesh.settlements())
     cut = await gauges.value("edge-http", "gpumesh_edge_write_stalls")
-    with Clients(mesh) as clients:
+    with Clients(wide_mesh) as clients:
         stalled = await clients.ask(LONG, receive_buffer=BUFFER)
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             slow = group.create_task(slowly(clients))
-            others = group.create_task(steady(mesh, http, 800))
+            others = group.create_task(steady(wide_mesh, http, 800))
             await gauges.reaches("edge-http", "gpumesh_edge_write_stalls", cut + 1, STALL_S + 5)
             assert time.monotonic() - began >= STALL_S - 0.1
-            [row] = await mesh.settled_after(before, 1)
+            [row] = await wide_mesh.settled_after(before, 1)
             assert (row["outcome"], row["reason"]) == (CANCELLED, "CLIENT_TOO_SLOW")
             assert 0 < row["completion_tokens"] < TOKENS
             assert not slow.done()
@@ -164,14 +152,14 @@ async def test_a_reader_that_stalls_for_too_long_is_cut_and_cancelled_and_one_th
         assert others.result() < 1.0
         assert slow.result() > STALL_S
     assert await gauges.value("edge-http", "gpumesh_edge_write_stalls") == cut + 1
-    assert {row["outcome"] for row in (await mesh.settled_after(before, 3))[1:]} == {1}
+    assert {row["outcome"] for row in (await wide_mesh.settled_after(before, 3))[1:]} == {1}
 
 
 async def test_an_answer_of_many_tokens_a_frame_does_not_stand_still_behind_its_window(
-    mesh: Mesh, gauges: Gauges
+    wide_mesh: Mesh, gauges: Gauges
 ) -> None:
     question = "[[mock tokens=12000]]"
-    with Clients(mesh) as clients:
+    with Clients(wide_mesh) as clients:
         client = await clients.ask(question, stream_options={"include_usage": True})
         async with asyncio.timeout(15):  # 0.2 s; one that stands still is given up after 20 s
             await client.read_whole()
