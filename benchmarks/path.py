@@ -3,7 +3,8 @@
 Starts a mesh of its own (embedded PostgreSQL, all five services, one node whose engine is a plain fast HTTP mock behind
 the OpenAI-compatible adapter) and a bare aiohttp proxy before the same engine, and drives both in interleaved rounds.
 Figures are medians over the rounds of work per CPU-second: ours counts edge, router, scheduler, metering and registry
-together; node and PostgreSQL are reported apart. Every request is authenticated, traced at the default sampling ratio
+together; node and PostgreSQL are reported apart. Generator and engine run on the first CPU, whatever is measured on the
+last. Every request is authenticated, traced at the default sampling ratio
 and settled in PostgreSQL: the run fails when committed settlements differ from successful answers.
 """
 
@@ -30,6 +31,8 @@ from benchmarks.tools import report
 from benchmarks.tools.cpu import cpu_seconds, family, rss_mb
 from benchmarks.tools.engine import MODEL
 
+GENERATOR: Final = 0
+MEASURED: Final = -1
 SERVICES: Final = ("edge-http", "router", "scheduler", "metering", "registry")
 STREAM_TOKENS: Final = 100
 TOKEN_GAP_US: Final = 10_000  # 100 tokens/s a stream
@@ -104,8 +107,20 @@ def _wait_port(port: int, timeout_s: float = 20.0) -> None:
 
 
 @contextmanager
-def _tool(module: str, port: int, *args: str) -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, "-m", f"benchmarks.tools.{module}", str(port), *args])
+def _on(cpu: int) -> Iterator[None]:
+    """What is started within runs on that CPU alone: generator and engine on the first, whatever is measured on the last."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[cpu]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _tool(module: str, port: int, *args: str, cpu: int) -> Iterator[int]:
+    with _on(cpu):
+        process = subprocess.Popen([sys.executable, "-m", f"benchmarks.tools.{module}", str(port), *args])
     try:
         _wait_port(port)
         yield process.pid
@@ -122,21 +137,9 @@ def _mesh(engine_port: int) -> Iterator[tuple[Target, str]]:
     env |= {"GPUMESH_HOME": str(home), "GPUMESH_HTTP_PORT": str(_free_port(40))}
     launcher = str(_BIN / "gpumesh-local")
     try:
-        subprocess.run(
-            [
-                launcher,
-                "up",
-                "--detach",
-                "--engine",
-                f"openai:http://127.0.0.1:{engine_port}",
-                "--model",
-                MODEL,
-                "--slots",
-                "256",
-            ],
-            env=env,
-            check=True,
-        )
+        engine = ["--engine", f"openai:http://127.0.0.1:{engine_port}", "--model", MODEL, "--slots", "256"]
+        with _on(MEASURED):
+            subprocess.run([launcher, "up", "--detach", *engine], env=env, stdout=subprocess.DEVNULL, check=True)
         client = json.loads((home / "client.json").read_text())
         operator = json.loads((home / "operator.json").read_text())
         pids = {path.stem: int(path.read_text()) for path in (home / "pids").glob("*.pid") if path.stem != "launcher"}
@@ -170,7 +173,8 @@ def _drive(target: Target, scenario: Scenario, seconds: float) -> dict[str, Any]
         ]
         command += ["--key", target.key, "--spread-ms", str(scenario.spread_s * 1000)]
         before = _cpu(target)
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        with _on(GENERATOR):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
         after = _cpu(target)
     figures: dict[str, Any] = json.loads(done.stdout)
     figures["cpu"] = {name: after[name] - before[name] for name in after}
@@ -209,8 +213,8 @@ def run(rounds: int, scale: float, only: str) -> dict[str, float]:
     engine_port = _free_port(2)
     seen: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with (
-        _tool("engine", engine_port),
-        _tool("proxy", engine_port + 1, f"http://127.0.0.1:{engine_port}") as proxy_pid,
+        _tool("engine", engine_port, cpu=GENERATOR),
+        _tool("proxy", engine_port + 1, f"http://127.0.0.1:{engine_port}", cpu=MEASURED) as proxy_pid,
         _mesh(engine_port) as (mesh, database_url),
     ):
         proxy = Target("proxy", engine_port + 1, "none", mesh.model, {"proxy": [proxy_pid]})

@@ -19,6 +19,7 @@ from gpumesh_runtime.link.items import (
     GOODBYE,
     PREFIXES,
     REPLY,
+    encode,
     frame,
     new_id,
     prefix,
@@ -86,8 +87,7 @@ class Sending(ABC):
         flags: int = 0,
     ) -> None:
         """Makes an item and queues it, as send() does."""
-        item = Item(kind=kind, id=id, fence=fence, seq=seq, tokens=tokens, flags=flags, body=body)  # type: ignore[arg-type]  # any int is a valid open enum value
-        self._enqueue(kind, id, fence, flags, item.SerializeToString())
+        self._enqueue(kind, id, fence, flags, encode(kind, id, fence, seq, tokens, flags, body))
 
     def _enqueue(self, kind: int, id_: bytes, fence: int, flags: int, encoded: bytes) -> None:
         if self._end is not None:
@@ -197,8 +197,7 @@ class Sending(ABC):
                 self.cancel(id_, error.reason.value, fence)
             else:
                 body = to_failure(error).SerializeToString()
-                end = Item(kind=ERROR, id=id_, fence=fence, flags=FLAG_LAST, body=body)  # type: ignore[arg-type]  # any int is a valid open enum value
-                if self._queue.push_end(id_, frame(end.SerializeToString())) < 0:
+                if self._queue.push_end(id_, frame(encode(ERROR, id_, fence, 0, 0, FLAG_LAST, body))) < 0:
                     self.finish(LinkEnd.LOST)
                     return
                 self._writer.wake()
