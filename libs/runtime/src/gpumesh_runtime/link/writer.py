@@ -13,6 +13,8 @@ from gpumesh_runtime.link.stats import LinkStats
 
 # Above every level of a push: the writer is awake, or in a write, and looks at the queue itself.
 _AWAKE: Final = 99
+# No clock of a loop is finer than this.
+_PAST_S: Final = 1e-6
 
 
 class Writer:
@@ -138,7 +140,8 @@ class Writer:
         self._waiter = waiter = self._loop.create_future()
         self.wake_level = level
         if seconds < NEVER / 2:
-            self._timer = self._loop.call_later(seconds, self.wake)
+            # Beyond the instant: sums of floats that fall short of it would have us look again and again until the clock moves.
+            self._timer = self._loop.call_later(seconds + _PAST_S, self.wake)
         return waiter
 
     def _resolve_drained(self) -> None:
