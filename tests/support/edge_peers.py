@@ -14,6 +14,8 @@ from gpumesh.router.v1.admission_service_pb2 import (
     Admission,
     AdmissionWelcome,
     AdmitRequest,
+    AuthenticateRequest,
+    AuthenticateResponse,
     Catalogue,
     GetTokenizerRequest,
     GetTokenizerResponse,
@@ -24,7 +26,7 @@ from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered, DeliveredAck, D
 from gpumesh.scheduler.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from gpumesh_edge_http.config import EdgeSettings
 from gpumesh_edge_http.edge import Edge
-from gpumesh_runtime.errors import MeshError, NotFound, Reason
+from gpumesh_runtime.errors import MeshError, NotFound, Reason, Unauthenticated
 from gpumesh_runtime.health import Health
 from gpumesh_runtime.identity import service_uri
 from gpumesh_runtime.ids import base62, crc32_text
@@ -102,6 +104,15 @@ class FakeRouter(_Peer):
         self.admits: list[AdmitRequest] = []
         self.releases: dict[bytes, int] = {}
         self.tokenizers: dict[str, bytes] = {}
+        self.unknown_keys: set[bytes] = set()
+        self.authenticated = 0
+
+    async def Authenticate(self, request: AuthenticateRequest, context: Any) -> AuthenticateResponse:
+        """Whose a key is, unless it is in `unknown_keys`."""
+        self.authenticated += 1
+        if request.key_sha256 in self.unknown_keys:
+            raise Unauthenticated(Reason.INVALID_API_KEY, "The API key is not valid.")
+        return AuthenticateResponse(account_id="acct_a")
 
     async def GetTokenizer(self, request: GetTokenizerRequest, context: Any) -> AsyncIterator[GetTokenizerResponse]:
         """A tokenizer that a test put here."""

@@ -44,6 +44,8 @@ class _Servicer(admission_service_pb2_grpc.AdmissionServiceServicer):
         """Not part of links."""
         raise Unimplemented(Reason.UNIMPLEMENTED)
 
+    Authenticate = GetTokenizer
+
 
 class LinkHost:
     """A router's listener that serves links, or any other streaming function in their place. Async context manager."""

@@ -1,5 +1,6 @@
 """What clients get when all goes well, over HTTP, real links and certificates."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from gpumesh.node.v1.session_pb2 import Delta, FinishReason, Frame, ToolCallDelt
 from gpumesh_runtime import tracing
 from gpumesh_runtime.link import fence
 from tests.support.edge_client import CHAT, RawClient, chat_body, events_of, post, raw_request, stream, text_of
-from tests.support.edge_peers import PRICE, EdgeMesh, PlayedJob, eventually
+from tests.support.edge_peers import PRICE, EdgeMesh, PlayedJob, eventually, make_key
 
 COST = (7 * PRICE.input_nano_usd_per_mtok + 2 * PRICE.output_nano_usd_per_mtok) // 1_000_000
 
@@ -118,6 +119,25 @@ async def test_models_are_listed_and_shown(mesh: EdgeMesh, http: aiohttp.ClientS
     assert status == 404
     assert "tiny" in body["error"]["message"]
     assert (await get("/v1/models", Authorization="Bearer nonsense"))[0] == 401
+
+
+async def test_models_are_shown_to_keys_that_a_router_knows_and_asked_about_until_one_was_admitted(
+    mesh: EdgeMesh, http: aiohttp.ClientSession
+) -> None:
+    async def get(key: str) -> tuple[int, Any]:
+        async with http.get(mesh.base + "/v1/models", headers={"Authorization": f"Bearer {key}"}) as answer:
+            return answer.status, await answer.json()
+
+    stranger = make_key("k2")
+    mesh.router.unknown_keys.add(hashlib.sha256(stranger.encode()).digest())
+    status, body = await get(stranger)
+    assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+    key = mesh.headers["Authorization"].removeprefix("Bearer ")
+    assert (await get(key))[0] == 200
+    assert mesh.router.authenticated == 2
+    assert (await post(http, mesh))[0] == 200
+    assert (await get(key))[0] == 200
+    assert mesh.router.authenticated == 2
 
 
 async def test_health_ready_and_metrics_answer_without_a_key(mesh: EdgeMesh, http: aiohttp.ClientSession) -> None:

@@ -259,6 +259,18 @@ def test_the_less_loaded_scheduler_is_chosen_and_excluded_ones_only_as_a_last_re
     assert granted(desk, ask(excluded=("s0", "s1"))).scheduler.scheduler_id == "s1"
 
 
+def test_what_no_connected_node_can_do_is_refused_at_once_and_not_granted() -> None:
+    desk = ready_desk()
+    assert refused(desk, ask(features={1})).reason is Reason.NO_CAPACITY
+    able = ModelCapacity("tiny", 1, 4, 4, 0, 0, frozenset({1}))
+    desk.capacity.update("s0", [able], whole=True, draining=False, now=NOW)
+    grant = granted(desk, ask(features={1}))
+    standing = desk.stand(grant, b"g" * 16, NOW)
+    assert standing is not None
+    assert standing.features == {1}
+    assert refused(desk, ask(features={2})).reason is Reason.NO_CAPACITY
+
+
 def test_jobs_sent_since_the_last_word_count_as_load() -> None:
     desk = ready_desk()
     desk.capacity.up("s1", "b", "127.0.0.1:2", NOW)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import unquote
 
@@ -49,6 +50,7 @@ class App:
         dispatcher: Dispatcher,
         models: Models,
         tokens: TokenCounter,
+        authenticate: Callable[[ApiKey], Awaitable[None]],
         throttle: FailureThrottle,
         health: Health,
         limits: Limits,
@@ -60,6 +62,7 @@ class App:
         self._models = models
         self._shown = ShownModels(models)
         self._tokens = tokens
+        self._authenticate = authenticate
         self._throttle = throttle
         self._health = health
         self._limits = limits
@@ -94,7 +97,7 @@ class App:
                 sink = await self._chat(exchange, job_id, request_id)
                 await sink.finished
             else:
-                route = self._other(exchange, path, request_id)
+                route = await self._other(exchange, path, request_id)
         except MeshError as err:
             reason = self._refuse(exchange, request_id, err)
         except ClientGoneError:
@@ -210,8 +213,8 @@ class App:
 
     # --- the rest -------------------------------------------------------------------------------------------------------
 
-    def _other(self, exchange: Exchange, path: str, request_id: str) -> str:
-        """Answers at once; returns the route's name."""
+    async def _other(self, exchange: Exchange, path: str, request_id: str) -> str:
+        """Answers; returns the route's name. Asks a router only whose a key is that was not admitted here before."""
         if path == "/health":
             _need(exchange, "GET")
             json_answer(exchange, request_id, b'{"status":"ok"}')
@@ -228,7 +231,9 @@ class App:
             return "probe"
         if path == _MODELS or path.startswith(_MODELS + "/"):
             _need(exchange, "GET")
-            self._key(exchange)
+            key = self._key(exchange)
+            if not self._throttle.is_good(key.sha256):
+                await self._authenticate(key)
             self._list_models(exchange, unquote(path[len(_MODELS) + 1 :]), request_id)
             return "models"
         raise NotFound(

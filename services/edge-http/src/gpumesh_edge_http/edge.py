@@ -8,8 +8,8 @@ from gpumesh_dispatch.tokens import TokenCounter
 from gpumesh_edge_http.app import App
 from gpumesh_edge_http.config import EdgeSettings
 from gpumesh_edge_http.measures import CONNECTIONS, HEAD_TIMEOUTS, WRITE_STALLS
+from gpumesh_edge_http.routers import Routers
 from gpumesh_edge_http.throttle import FailureThrottle
-from gpumesh_edge_http.tokenizers import RouterTokenizers
 from gpumesh_edge_http.transport import EdgeServer
 from gpumesh_runtime.health import Health
 from gpumesh_runtime.metrics import REGISTRY
@@ -27,12 +27,19 @@ class Edge:
             settings.router_addresses, tls, settings.edge_id, on_catalogue=self._on_catalogue, on_change=self._on_change
         )
         self.dispatcher = Dispatcher(self.admitter, tls, settings.edge_id, max_jobs=settings.max_jobs)
-        self._tokenizers = RouterTokenizers(settings.router_addresses, tls)
-        self._tokens = TokenCounter(self._tokenizers.fetch)
+        self._routers = Routers(settings.router_addresses, tls)
+        self._tokens = TokenCounter(self._routers.fetch)
         throttle = FailureThrottle(settings.auth_failures_burst, settings.auth_failures_per_s)
         limits = settings.limits()
         self.app = App(
-            self.dispatcher, self.models, self._tokens, throttle, health, limits, deadline_s=settings.deadline_s
+            self.dispatcher,
+            self.models,
+            self._tokens,
+            self._routers.authenticate,
+            throttle,
+            health,
+            limits,
+            deadline_s=settings.deadline_s,
         )
         self.server = EdgeServer(self.app.handle, self.app.malformed, limits)
         REGISTRY.before_scrape(self._fill_gauges)
@@ -57,6 +64,7 @@ class Edge:
         self.app.stop()
         await self.admitter.stop()
         self._tokens.close()
+        await self._routers.close()
 
     def _on_catalogue(self, catalogue: Catalogue) -> None:
         self.models.replace(catalogue)

@@ -46,6 +46,13 @@ class AdmissionServicer(AdmissionServiceServicer):
         """Serves one caller's link until it ends."""
         await self._links.serve(request_iterator, context)
 
+    async def Authenticate(
+        self, request: admission_pb2.AuthenticateRequest, context: Any
+    ) -> admission_pb2.AuthenticateResponse:
+        """Tells whose a key is."""
+        account_id = await self._admissions.authenticate(request.key_id, request.key_sha256)
+        return admission_pb2.AuthenticateResponse(account_id=account_id)
+
     async def GetTokenizer(
         self, request: admission_pb2.GetTokenizerRequest, context: Any
     ) -> AsyncIterator[admission_pb2.GetTokenizerResponse]:

@@ -88,6 +88,7 @@ def capacity_from_wire(wire: capacity_pb2.ModelCapacity) -> ModelCapacity:
         free_slots=wire.free_slots,
         queued_jobs=wire.queued_jobs,
         outstanding_tokens=wire.outstanding_tokens,
+        features=frozenset(wire.features),
     )
 
 
@@ -142,7 +143,7 @@ def grant_to_wire(
         secret=secret,
         lifetime_ms=int(GRANT_S * 1000),
         budget_nano_usd=granted.budget_nano_usd,
-        features=model.features,  # type: ignore[arg-type]  # enums travel as their numbers
+        features=granted.features,  # type: ignore[arg-type]  # enums travel as their numbers
         context_tokens=model.context_tokens,
         max_output_tokens=model.max_output_tokens or model.context_tokens,
     )

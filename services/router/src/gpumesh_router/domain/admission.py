@@ -63,6 +63,12 @@ class StandingGrant:
     first: Grant
     budget_nano_usd: int
 
+    @property
+    def features(self) -> frozenset[int]:
+        """What jobs under it may need: what the model supports and the scheduler's nodes can do now."""
+        capacity = self.first.scheduler.models.get(self.first.model.model_id)
+        return self.first.model.features & capacity.features if capacity is not None else frozenset()
+
 
 class Missing(Enum):
     """What must be fetched before the decision can be made."""
@@ -103,7 +109,7 @@ class Desk:
             return Fetch(Missing.BALANCE, account_id)
         output = _output_cap(ask, model) * ask.choices
         tokens = ask.input_tokens + min(output, _EXPECTED_OUTPUT * ask.choices)
-        scheduler = self.capacity.choose(model.model_id, tokens, ask.excluded, now)
+        scheduler = self.capacity.choose(model.model_id, tokens, ask.excluded, now, ask.features)
         hold = price.hold_nano_usd(ask.input_tokens, output)
         self.balances.hold(ask.job_id, account_id, hold, now + ask.deadline_s)
         return Grant(ask, account_id, model, price, hold, output, scheduler)

@@ -30,6 +30,7 @@ class ModelCapacity:
     free_slots: int
     queued_jobs: int
     outstanding_tokens: int
+    features: frozenset[int] = frozenset()  # of its nodes, the union
 
 
 @dataclass(slots=True)
@@ -87,7 +88,9 @@ class CapacityTable:
         scheduler.draining = draining
         scheduler.heard = now
 
-    def choose(self, model_id: str, tokens: int, excluded: Collection[str], now: float) -> Scheduler:
+    def choose(
+        self, model_id: str, tokens: int, excluded: Collection[str], now: float, features: frozenset[int] = frozenset()
+    ) -> Scheduler:
         """The replica for a job of `tokens` (prompt + expected output); replicas in `excluded` only when there is no other.
 
         Raises Unavailable: SCHEDULER_UNAVAILABLE (none is connected), NO_CAPACITY (no node serves the model).
@@ -110,6 +113,15 @@ class CapacityTable:
                 f"No node serves the model {model_id!r} at the moment. Try again later, or another model.",
                 retry_after_s=10.0,
             )
+        if features:
+            able = [s for s in serving if (capacity := s.models.get(model_id)) is None or features <= capacity.features]
+            if not able:
+                raise Unavailable(
+                    Reason.NO_CAPACITY,
+                    f"No node that serves the model {model_id!r} at the moment can do everything that this request asks for.",
+                    retry_after_s=10.0,
+                )
+            serving = able
         candidates = [s for s in serving if s.scheduler_id not in excluded] or serving
         chosen = candidates[0] if len(candidates) == 1 else min(candidates, key=lambda s: s.load(model_id, now))
         chosen.sent_tokens[model_id] = chosen.sent_tokens.get(model_id, 0) + tokens

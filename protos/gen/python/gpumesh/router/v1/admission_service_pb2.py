@@ -27,7 +27,7 @@ from gpumesh.common.v1 import job_pb2 as gpumesh_dot_common_dot_v1_dot_job__pb2
 from gpumesh.common.v1 import link_pb2 as gpumesh_dot_common_dot_v1_dot_link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)gpumesh/router/v1/admission_service.proto\x12\x11gpumesh.router.v1\x1a\x1egpumesh/common/v1/access.proto\x1a\x1bgpumesh/common/v1/job.proto\x1a\x1cgpumesh/common/v1/link.proto\"/\n\x13GetTokenizerRequest\x12\x18\n\x10tokenizer_sha256\x18\x01 \x01(\t\"%\n\x14GetTokenizerResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"#\n\x0e\x41\x64missionHello\x12\x11\n\tcaller_id\x18\x01 \x01(\t\"=\n\x10\x41\x64missionWelcome\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0erouter_boot_id\x18\x02 \x01(\t\"\xbe\x03\n\x0c\x41\x64mitRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12-\n\x08modality\x18\x04 \x01(\x0e\x32\x1b.gpumesh.common.v1.Modality\x12,\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0e\x32\x1a.gpumesh.common.v1.Feature\x12\x1d\n\x15input_tokens_estimate\x18\x06 \x01(\x03\x12\x1e\n\x11max_output_tokens\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x08 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\r\x12\x1e\n\x16\x65xcluded_scheduler_ids\x18\x0b \x03(\t\x12\x36\n\rservice_class\x18\x0c \x01(\x0e\x32\x1f.gpumesh.common.v1.ServiceClass\x12\x13\n\x0bprefix_keys\x18\r \x03(\x0c\x12\x0e\n\x06job_id\x18\x0e \x01(\x0c\x12\x15\n\raccepts_grant\x18\x0f \x01(\x08\x42\x14\n\x12_max_output_tokens\"\xf6\x01\n\tAdmission\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12\x19\n\x11scheduler_address\x18\x03 \x01(\t\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12\'\n\x05price\x18\x06 \x01(\x0b\x32\x18.gpumesh.common.v1.Price\x12\x12\n\naccount_id\x18\x07 \x01(\t\x12\x15\n\rhold_nano_usd\x18\x08 \x01(\x03\x12\'\n\x05grant\x18\t \x01(\x0b\x32\x18.gpumesh.router.v1.Grant\"\xd6\x01\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0e\n\x06secret\x18\x04 \x01(\x0c\x12\x13\n\x0blifetime_ms\x18\x05 \x01(\r\x12\x17\n\x0f\x62udget_nano_usd\x18\x06 \x01(\x03\x12,\n\x08\x66\x65\x61tures\x18\x07 \x03(\x0e\x32\x1a.gpumesh.common.v1.Feature\x12\x16\n\x0e\x63ontext_tokens\x18\x08 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\t \x01(\x03\"9\n\x07Release\x12\x17\n\x0f\x63harge_nano_usd\x18\x01 \x01(\x03\x12\x15\n\rheld_nano_usd\x18\x02 \x01(\x03\"\xb8\x01\n\tCatalogue\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.gpumesh.common.v1.Model\x12\x38\n\x06prices\x18\x02 \x03(\x0b\x32(.gpumesh.router.v1.Catalogue.PricesEntry\x1aG\n\x0bPricesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.gpumesh.common.v1.Price:\x02\x38\x01\x32\xca\x01\n\x10\x41\x64missionService\x12J\n\x07\x43onnect\x12\x18.gpumesh.common.v1.Batch\x1a\x18.gpumesh.common.v1.Batch\"\x07\xe2\xe0\x18\x03\n\x01\x02(\x01\x30\x01\x12j\n\x0cGetTokenizer\x12&.gpumesh.router.v1.GetTokenizerRequest\x1a\'.gpumesh.router.v1.GetTokenizerResponse\"\x07\xe2\xe0\x18\x03\n\x01\x02\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)gpumesh/router/v1/admission_service.proto\x12\x11gpumesh.router.v1\x1a\x1egpumesh/common/v1/access.proto\x1a\x1bgpumesh/common/v1/job.proto\x1a\x1cgpumesh/common/v1/link.proto\"9\n\x13\x41uthenticateRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x01(\x0c\"*\n\x14\x41uthenticateResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\"/\n\x13GetTokenizerRequest\x12\x18\n\x10tokenizer_sha256\x18\x01 \x01(\t\"%\n\x14GetTokenizerResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"#\n\x0e\x41\x64missionHello\x12\x11\n\tcaller_id\x18\x01 \x01(\t\"=\n\x10\x41\x64missionWelcome\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0erouter_boot_id\x18\x02 \x01(\t\"\xbe\x03\n\x0c\x41\x64mitRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12-\n\x08modality\x18\x04 \x01(\x0e\x32\x1b.gpumesh.common.v1.Modality\x12,\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0e\x32\x1a.gpumesh.common.v1.Feature\x12\x1d\n\x15input_tokens_estimate\x18\x06 \x01(\x03\x12\x1e\n\x11max_output_tokens\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x08 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\r\x12\x1e\n\x16\x65xcluded_scheduler_ids\x18\x0b \x03(\t\x12\x36\n\rservice_class\x18\x0c \x01(\x0e\x32\x1f.gpumesh.common.v1.ServiceClass\x12\x13\n\x0bprefix_keys\x18\r \x03(\x0c\x12\x0e\n\x06job_id\x18\x0e \x01(\x0c\x12\x15\n\raccepts_grant\x18\x0f \x01(\x08\x42\x14\n\x12_max_output_tokens\"\xf6\x01\n\tAdmission\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12\x19\n\x11scheduler_address\x18\x03 \x01(\t\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12\'\n\x05price\x18\x06 \x01(\x0b\x32\x18.gpumesh.common.v1.Price\x12\x12\n\naccount_id\x18\x07 \x01(\t\x12\x15\n\rhold_nano_usd\x18\x08 \x01(\x03\x12\'\n\x05grant\x18\t \x01(\x0b\x32\x18.gpumesh.router.v1.Grant\"\xd6\x01\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0e\n\x06secret\x18\x04 \x01(\x0c\x12\x13\n\x0blifetime_ms\x18\x05 \x01(\r\x12\x17\n\x0f\x62udget_nano_usd\x18\x06 \x01(\x03\x12,\n\x08\x66\x65\x61tures\x18\x07 \x03(\x0e\x32\x1a.gpumesh.common.v1.Feature\x12\x16\n\x0e\x63ontext_tokens\x18\x08 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\t \x01(\x03\"9\n\x07Release\x12\x17\n\x0f\x63harge_nano_usd\x18\x01 \x01(\x03\x12\x15\n\rheld_nano_usd\x18\x02 \x01(\x03\"\xb8\x01\n\tCatalogue\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.gpumesh.common.v1.Model\x12\x38\n\x06prices\x18\x02 \x03(\x0b\x32(.gpumesh.router.v1.Catalogue.PricesEntry\x1aG\n\x0bPricesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.gpumesh.common.v1.Price:\x02\x38\x01\x32\xb4\x02\n\x10\x41\x64missionService\x12J\n\x07\x43onnect\x12\x18.gpumesh.common.v1.Batch\x1a\x18.gpumesh.common.v1.Batch\"\x07\xe2\xe0\x18\x03\n\x01\x02(\x01\x30\x01\x12h\n\x0c\x41uthenticate\x12&.gpumesh.router.v1.AuthenticateRequest\x1a\'.gpumesh.router.v1.AuthenticateResponse\"\x07\xe2\xe0\x18\x03\n\x01\x02\x12j\n\x0cGetTokenizer\x12&.gpumesh.router.v1.GetTokenizerRequest\x1a\'.gpumesh.router.v1.GetTokenizerResponse\"\x07\xe2\xe0\x18\x03\n\x01\x02\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,28 +38,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATALOGUE_PRICESENTRY']._serialized_options = b'8\001'
   _globals['_ADMISSIONSERVICE'].methods_by_name['Connect']._loaded_options = None
   _globals['_ADMISSIONSERVICE'].methods_by_name['Connect']._serialized_options = b'\342\340\030\003\n\001\002'
+  _globals['_ADMISSIONSERVICE'].methods_by_name['Authenticate']._loaded_options = None
+  _globals['_ADMISSIONSERVICE'].methods_by_name['Authenticate']._serialized_options = b'\342\340\030\003\n\001\002'
   _globals['_ADMISSIONSERVICE'].methods_by_name['GetTokenizer']._loaded_options = None
   _globals['_ADMISSIONSERVICE'].methods_by_name['GetTokenizer']._serialized_options = b'\342\340\030\003\n\001\002'
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=155
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=202
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=204
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=241
-  _globals['_ADMISSIONHELLO']._serialized_start=243
-  _globals['_ADMISSIONHELLO']._serialized_end=278
-  _globals['_ADMISSIONWELCOME']._serialized_start=280
-  _globals['_ADMISSIONWELCOME']._serialized_end=341
-  _globals['_ADMITREQUEST']._serialized_start=344
-  _globals['_ADMITREQUEST']._serialized_end=790
-  _globals['_ADMISSION']._serialized_start=793
-  _globals['_ADMISSION']._serialized_end=1039
-  _globals['_GRANT']._serialized_start=1042
-  _globals['_GRANT']._serialized_end=1256
-  _globals['_RELEASE']._serialized_start=1258
-  _globals['_RELEASE']._serialized_end=1315
-  _globals['_CATALOGUE']._serialized_start=1318
-  _globals['_CATALOGUE']._serialized_end=1502
-  _globals['_CATALOGUE_PRICESENTRY']._serialized_start=1431
-  _globals['_CATALOGUE_PRICESENTRY']._serialized_end=1502
-  _globals['_ADMISSIONSERVICE']._serialized_start=1505
-  _globals['_ADMISSIONSERVICE']._serialized_end=1707
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=155
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=212
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=214
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=256
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=258
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=305
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=307
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=344
+  _globals['_ADMISSIONHELLO']._serialized_start=346
+  _globals['_ADMISSIONHELLO']._serialized_end=381
+  _globals['_ADMISSIONWELCOME']._serialized_start=383
+  _globals['_ADMISSIONWELCOME']._serialized_end=444
+  _globals['_ADMITREQUEST']._serialized_start=447
+  _globals['_ADMITREQUEST']._serialized_end=893
+  _globals['_ADMISSION']._serialized_start=896
+  _globals['_ADMISSION']._serialized_end=1142
+  _globals['_GRANT']._serialized_start=1145
+  _globals['_GRANT']._serialized_end=1359
+  _globals['_RELEASE']._serialized_start=1361
+  _globals['_RELEASE']._serialized_end=1418
+  _globals['_CATALOGUE']._serialized_start=1421
+  _globals['_CATALOGUE']._serialized_end=1605
+  _globals['_CATALOGUE_PRICESENTRY']._serialized_start=1534
+  _globals['_CATALOGUE_PRICESENTRY']._serialized_end=1605
+  _globals['_ADMISSIONSERVICE']._serialized_start=1608
+  _globals['_ADMISSIONSERVICE']._serialized_end=1916
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,54 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class AuthenticateRequest(_message.Message):
+    """Asks whose a key is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    KEY_SHA256_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Id part of the API key."""
+    key_sha256: _builtins.bytes
+    """SHA-256 of the whole API key, 32 bytes. Sensitive: never logged."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        key_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "key_sha256", b"key_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthenticateRequest: _TypeAlias = AuthenticateRequest  # noqa: Y015
+
+@_typing.final
+class AuthenticateResponse(_message.Message):
+    """Whose it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthenticateResponse: _TypeAlias = AuthenticateResponse  # noqa: Y015
+
+@_typing.final
 class GetTokenizerRequest(_message.Message):
     """Names a tokenizer."""
 
@@ -143,7 +191,7 @@ class AdmitRequest(_message.Message):
     input_tokens_estimate: _builtins.int
     """Prompt tokens, estimated or counted."""
     max_output_tokens: _builtins.int
-    """Most output tokens over all choices. Absent: the model's limit."""
+    """Most output tokens of each choice. Absent: the model's limit."""
     choices: _builtins.int
     """Number of choices."""
     attempt: _builtins.int

@@ -41,6 +41,11 @@ class AdmissionServiceStub(object):
                 request_serializer=gpumesh_dot_common_dot_v1_dot_link__pb2.Batch.SerializeToString,
                 response_deserializer=gpumesh_dot_common_dot_v1_dot_link__pb2.Batch.FromString,
                 _registered_method=True)
+        self.Authenticate = channel.unary_unary(
+                '/gpumesh.router.v1.AdmissionService/Authenticate',
+                request_serializer=gpumesh_dot_router_dot_v1_dot_admission__service__pb2.AuthenticateRequest.SerializeToString,
+                response_deserializer=gpumesh_dot_router_dot_v1_dot_admission__service__pb2.AuthenticateResponse.FromString,
+                _registered_method=True)
         self.GetTokenizer = channel.unary_stream(
                 '/gpumesh.router.v1.AdmissionService/GetTokenizer',
                 request_serializer=gpumesh_dot_router_dot_v1_dot_admission__service__pb2.GetTokenizerRequest.SerializeToString,
@@ -61,6 +66,14 @@ class AdmissionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Authenticate(self, request, context):
+        """Tells whose an API key is, for requests that run no job (the list of models).
+        UNAUTHENTICATED: the key is wrong or revoked. PERMISSION_DENIED: the account is suspended. UNAVAILABLE: try again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTokenizer(self, request, context):
         """Streams a tokenizer.json of the catalogue, so that callers can count prompts near the context limit.
         NOT_FOUND: no model in the catalogue uses it. UNAVAILABLE: try again.
@@ -76,6 +89,11 @@ def add_AdmissionServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=gpumesh_dot_common_dot_v1_dot_link__pb2.Batch.FromString,
                     response_serializer=gpumesh_dot_common_dot_v1_dot_link__pb2.Batch.SerializeToString,
+            ),
+            'Authenticate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authenticate,
+                    request_deserializer=gpumesh_dot_router_dot_v1_dot_admission__service__pb2.AuthenticateRequest.FromString,
+                    response_serializer=gpumesh_dot_router_dot_v1_dot_admission__service__pb2.AuthenticateResponse.SerializeToString,
             ),
             'GetTokenizer': grpc.unary_stream_rpc_method_handler(
                     servicer.GetTokenizer,
@@ -111,6 +129,33 @@ class AdmissionService(object):
             '/gpumesh.router.v1.AdmissionService/Connect',
             gpumesh_dot_common_dot_v1_dot_link__pb2.Batch.SerializeToString,
             gpumesh_dot_common_dot_v1_dot_link__pb2.Batch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Authenticate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpumesh.router.v1.AdmissionService/Authenticate',
+            gpumesh_dot_router_dot_v1_dot_admission__service__pb2.AuthenticateRequest.SerializeToString,
+            gpumesh_dot_router_dot_v1_dot_admission__service__pb2.AuthenticateResponse.FromString,
             options,
             channel_credentials,
             insecure,

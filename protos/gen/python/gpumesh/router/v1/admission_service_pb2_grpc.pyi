@@ -22,6 +22,10 @@ class AdmissionServiceStub:
     Call AdmitRequest -> Reply Admission or Error; Release in the background; Update Catalogue from the router.
     Status codes: UNAUTHENTICATED, PERMISSION_DENIED (wrong identity: fix the certificate), UNAVAILABLE (connect again with back-off).
     """
+    Authenticate: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.AuthenticateRequest, _admission_service_pb2.AuthenticateResponse]
+    """Tells whose an API key is, for requests that run no job (the list of models).
+    UNAUTHENTICATED: the key is wrong or revoked. PERMISSION_DENIED: the account is suspended. UNAVAILABLE: try again.
+    """
     GetTokenizer: _aio.UnaryStreamMultiCallable[_admission_service_pb2.GetTokenizerRequest, _admission_service_pb2.GetTokenizerResponse]
     """Streams a tokenizer.json of the catalogue, so that callers can count prompts near the context limit.
     NOT_FOUND: no model in the catalogue uses it. UNAVAILABLE: try again.
@@ -39,6 +43,16 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
         """One link per caller process. Hello = AdmissionHello, Welcome = AdmissionWelcome; then
         Call AdmitRequest -> Reply Admission or Error; Release in the background; Update Catalogue from the router.
         Status codes: UNAUTHENTICATED, PERMISSION_DENIED (wrong identity: fix the certificate), UNAVAILABLE (connect again with back-off).
+        """
+
+    @_abc_1.abstractmethod
+    def Authenticate(
+        self,
+        request: _admission_service_pb2.AuthenticateRequest,
+        context: _aio.ServicerContext[_admission_service_pb2.AuthenticateRequest, _abc.Awaitable[_admission_service_pb2.AuthenticateResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.AuthenticateResponse]:
+        """Tells whose an API key is, for requests that run no job (the list of models).
+        UNAUTHENTICATED: the key is wrong or revoked. PERMISSION_DENIED: the account is suspended. UNAVAILABLE: try again.
         """
 
     @_abc_1.abstractmethod
