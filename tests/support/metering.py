@@ -11,7 +11,14 @@ from pathlib import Path
 import grpc.aio
 
 from gpumesh.common.v1.job_pb2 import JobOutcome, Modality, ModelBuild, Price, SealedTicket, Segment, Ticket, Usage
-from gpumesh.metering.v1.settlement_service_pb2 import EvidenceSource, NodeCount, PaidSegment, Settle
+from gpumesh.metering.v1.settlement_service_pb2 import (
+    EvidenceSource,
+    NodeCount,
+    PaidSegment,
+    SegmentPay,
+    Settle,
+    Settled,
+)
 from gpumesh_metering.__main__ import serve
 from gpumesh_metering.config import MeteringSettings
 from gpumesh_metering.wire import TICKET_CONTEXT
@@ -167,3 +174,16 @@ async def running_metering(dsn: str, folder: Path, address: str = "127.0.0.1:0")
 
 async def _nothing(_life: Life) -> None:
     """Lets Life cancel what it spawned, as at the end of a process."""
+
+
+def each_settled(settled: Settled) -> list[tuple[bytes, Settled]]:
+    """The jobs of a Settled of many, as if each had been answered by itself."""
+    ids = [settled.job_ids[at : at + 16] for at in range(0, len(settled.job_ids), 16)]
+    found = []
+    for job_id, charge, fence, pay in zip(
+        ids, settled.charges_nano_usd, settled.fences, settled.pays_nano_usd, strict=True
+    ):
+        one = Settled(pays=[SegmentPay(fence=fence, pay_nano_usd=pay)])
+        one.charge.amount_nano_usd = charge
+        found.append((job_id, one))
+    return found

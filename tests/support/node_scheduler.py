@@ -162,6 +162,11 @@ class FakeScheduler:
                 job.frames.append(item)
             case ItemKind.ITEM_KIND_DONE if job:
                 job.dones.append(item)
+                if only := session_pb2.Done.FromString(item.body).frame:
+                    header = Item()
+                    header.CopyFrom(item)
+                    header.body = only
+                    job.frames.append(header)
             case ItemKind.ITEM_KIND_ERROR if job:
                 job.errors.append(item)
             case ItemKind.ITEM_KIND_CANCEL_ACK if job:

@@ -10,7 +10,7 @@ from gpumesh_node import meters
 from gpumesh_node.desk import Running
 from gpumesh_node.domain.deltas import Delta, Usage
 from gpumesh_node.domain.failures import EngineFailure
-from gpumesh_node.domain.job import FLAG_LAST, Job, Offer
+from gpumesh_node.domain.job import FLAG_LAST, FrameHeader, Job, Offer
 from gpumesh_node.wire import build_to_wire, usage_to_wire
 from gpumesh_runtime.link import Link, LinkDown
 from gpumesh_runtime.reasons import Reason
@@ -52,7 +52,7 @@ class Outlet:
         self.send(Item(kind=ItemKind.ITEM_KIND_ACCEPT, id=offer.job_id, fence=offer.fence, body=body))
 
     def accept_soon(self, running: Running) -> None:
-        """As accept, for a job that starts at once: before its first item, or after ACCEPT_WITHIN_S with all others that wait."""
+        """As accept, for a job that starts at once: after ACCEPT_WITHIN_S with all others, unless its first item says it before."""
         self._unaccepted[running.job.offer.job_id] = running
         if self._accept_timer is None:
             self._accept_timer = self._loop.call_later(ACCEPT_WITHIN_S, self._accept_all)
@@ -63,11 +63,6 @@ class Outlet:
         for running in waiting.values():
             if not running.job.ended:  # given up meanwhile: nobody waits for it
                 self.accept(running.job.offer, 0)
-
-    def _accept_first(self, job: Job) -> None:
-        """Before any other item of a job."""
-        if self._unaccepted.pop(job.offer.job_id, None) is not None:
-            self.accept(job.offer, 0)
 
     def cancel_ack(self, job: Job, usage: Usage) -> None:
         """The job is stopped; what had been done."""
@@ -81,19 +76,28 @@ class Outlet:
 
     def frame(self, running: Running, body: bytes, deltas: Sequence[Delta], tokens: int, cost: int, now: float) -> None:
         """Part of the answer; it stays in the job's outbox until the caller has passed it on."""
-        job = running.job
-        if self._unaccepted:
-            self._accept_first(job)
-        header = job.frame(tokens, now, content=any(delta.has_content for delta in deltas))
-        if header.seq == 1:
-            running.desk.meters.first_output.observe(now - job.offered_at)
-        item = _item(ItemKind.ITEM_KIND_FRAME, job, header.flags, body)
+        header = self._count(running, deltas, tokens, now)
+        item = _item(ItemKind.ITEM_KIND_FRAME, running.job, header.flags, body)
         running.outbox.sent(header.seq, cost, item)
-        meters.FRAMES.value += 1
         self.send(item)
 
-    def done(self, running: Running, usage: Usage, seed: int | None, total_s: float) -> bool:
-        """The answer is complete. False: it stays with the job until the next session."""
+    def only_frame(self, running: Running, deltas: Sequence[Delta], tokens: int, now: float) -> int:
+        """Counts the frame that will go inside Done; the flags that Done then has for it."""
+        return self._count(running, deltas, tokens, now).flags
+
+    def _count(self, running: Running, deltas: Sequence[Delta], tokens: int, now: float) -> FrameHeader:
+        job = running.job
+        header = job.frame(tokens, now, content=any(delta.has_content for delta in deltas))
+        if header.seq == 1:
+            self._unaccepted.pop(job.offer.job_id, None)  # an answer is as good as an acceptance
+            running.desk.meters.first_output.observe(now - job.offered_at)
+        meters.FRAMES.value += 1
+        return header
+
+    def done(
+        self, running: Running, usage: Usage, seed: int | None, total_s: float, *, frame: bytes = b"", flags: int = 0
+    ) -> bool:
+        """The answer is complete. False: it stays with the job until the next session. frame, flags: of an only frame that goes inside."""
         job = running.job
         first_s = max(0.0, job.first_output_at - job.offered_at)
         done = session_pb2.Done(
@@ -102,8 +106,9 @@ class Outlet:
             build=build_to_wire(running.model),
             timing=session_pb2.EngineTiming(first_output_us=int(first_s * 1e6), total_us=int(total_s * 1e6)),
             seed=seed,
+            frame=frame,
         )
-        return self._final(running, ItemKind.ITEM_KIND_DONE, done.SerializeToString())
+        return self._final(running, ItemKind.ITEM_KIND_DONE, done.SerializeToString(), flags)
 
     def error(self, running: Running, failure: EngineFailure, *, retryable: bool) -> bool:
         """The job has failed. False: it stays with the job until the next session."""
@@ -112,10 +117,9 @@ class Outlet:
         )
         return self._final(running, ItemKind.ITEM_KIND_ERROR, body.SerializeToString())
 
-    def _final(self, running: Running, kind: "ItemKind.ValueType", body: bytes) -> bool:
-        if self._unaccepted:
-            self._accept_first(running.job)
-        running.final = _item(kind, running.job, FLAG_LAST, body)
+    def _final(self, running: Running, kind: "ItemKind.ValueType", body: bytes, flags: int = 0) -> bool:
+        self._unaccepted.pop(running.job.offer.job_id, None)
+        running.final = _item(kind, running.job, FLAG_LAST | flags, body)
         return self.send(running.final)
 
 

@@ -5,13 +5,14 @@ is up, and stays in the job's outbox until the caller has passed it on, so that 
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic  # uvloop's own time() has milliseconds only
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Item, Window
 from gpumesh_node import meters
 from gpumesh_node.desk import Desk, Running
+from gpumesh_node.domain.deltas import Delta
 from gpumesh_node.domain.failures import EngineFailure
 from gpumesh_node.domain.job import FLAG_LAST, Job, JobError, JobState, Receipt, spread
 from gpumesh_node.domain.models import ModelState, ServedModel
@@ -21,7 +22,7 @@ from gpumesh_node.domain.request import EngineRequest
 from gpumesh_node.engines.base import Answer, Engine
 from gpumesh_node.outlet import Outlet
 from gpumesh_node.store import ReceiptStore
-from gpumesh_node.wire import frames_of, offer_from_wire
+from gpumesh_node.wire import frames_of, offer_from_wire, only_frame
 from gpumesh_runtime.errors import as_mesh_error
 from gpumesh_runtime.link import Link
 from gpumesh_runtime.logs import get_logger
@@ -274,15 +275,19 @@ class Runner:
             try:
                 answer = running.answer = await running.desk.engine.generate(request)
                 try:
+                    only = None
                     while deltas := await answer.read():
-                        frames = frames_of(deltas)
+                        frames = [*([only] if only else ()), *frames_of(deltas)]
+                        only = None if offer.streaming or running.job.seq else only_frame(frames)
+                        if only:
+                            continue  # there is seldom another: it goes inside Done
                         counts = spread(running.job.tokens, answer.tokens, [len(body) for body, _ in frames])
                         for (body, part), tokens in zip(frames, counts, strict=True):
                             cost = frame_cost(len(body), len(part))
                             if not running.outbox.has_room(cost):
                                 await self._room(running, cost)
                             self._outlet.frame(running, body, part, tokens, cost, monotonic())
-                    self._done(running, answer)
+                    self._done(running, answer, only)
                 except BaseException:
                     answer.abort()
                     raise
@@ -311,12 +316,14 @@ class Runner:
             await event.wait()
         running.window_event = None
 
-    def _done(self, running: Running, answer: Answer) -> None:
+    def _done(self, running: Running, answer: Answer, only: tuple[bytes, Sequence[Delta]] | None) -> None:
         job, model_meters = running.job, running.desk.meters
-        usage = answer.usage
+        usage, now = answer.usage, monotonic()
+        frame, deltas = only or (b"", ())
+        flags = self._outlet.only_frame(running, deltas, answer.tokens, now) if only else 0
         self._put(job.done(usage))
-        total_s = monotonic() - job.offered_at
-        if self._outlet.done(running, usage, answer.seed, total_s):
+        total_s = now - job.offered_at
+        if self._outlet.done(running, usage, answer.seed, total_s, frame=frame, flags=flags):
             self._forget(running)
         model_meters.completed.value += 1
         model_meters.tokens.value += usage.completion_tokens

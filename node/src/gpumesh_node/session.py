@@ -284,10 +284,18 @@ class Session:
 
     def _on_receipt_ack(self, item: Item) -> None:
         ack = session_pb2.ReceiptAck.FromString(item.body)
-        known = self._journal.drop(item.id, ack.fence)
+        many = ack.job_ids
+        if many:
+            ids = [many[at : at + 16] for at in range(0, len(many), 16)]
+            for job_id, fence in zip(ids, ack.fences, strict=True):
+                self._acknowledged(job_id, fence, "settled")
+        else:
+            self._acknowledged(item.id, ack.fence, "refused" if ack.reason else "settled")
         meters.RECEIPTS.set(len(self._journal))
-        result = "unknown" if not known else "refused" if ack.reason else "settled"
-        meters.RECEIPTS_ACKED.labels(result).add()
+
+    def _acknowledged(self, job_id: bytes, fence: int, result: str) -> None:
+        known = self._journal.drop(job_id, fence)
+        meters.RECEIPTS_ACKED.labels(result if known else "unknown").add()
 
 
 def _read(task: "asyncio.Task[None]") -> None:

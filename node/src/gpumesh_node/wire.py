@@ -107,6 +107,11 @@ def frames_of(deltas: Sequence[Delta]) -> list[tuple[bytes, Sequence[Delta]]]:
     return frames_of((halves[0],)) + frames_of((halves[1],))
 
 
+def only_frame(frames: Sequence[tuple[bytes, Sequence[Delta]]]) -> tuple[bytes, Sequence[Delta]] | None:
+    """The frame of an answer that has just one, if Done has room for it."""
+    return frames[0] if len(frames) == 1 and len(frames[0][0]) <= MAX_FRAME_BYTES else None
+
+
 def frame_to_wire(deltas: Sequence[Delta]) -> bytes:
     """Deltas as one body of Frame."""
     frame = session_pb2.Frame()

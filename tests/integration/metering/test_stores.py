@@ -14,7 +14,7 @@ from gpumesh_metering.checks import quick_check
 from gpumesh_metering.domain.accounts import BUYER_AVAILABLE, BUYER_LEASED, PROVIDER_PENDING, Account
 from gpumesh_metering.domain.ledger import INT64_MAX, Ledger, LedgerError, Transfer, TransferKind
 from gpumesh_metering.domain.pricing import Price
-from gpumesh_metering.intake import Intake
+from gpumesh_metering.intake import Decided, Intake
 from gpumesh_metering.postgres import PostgresLedgerStore, append
 from gpumesh_metering.postgres_settle import PostgresSettleStore
 from gpumesh_metering.store import Evidence, SettleBatch, StoreRefusedError
@@ -35,7 +35,7 @@ def batch_of(ring: KeyRing, jobs: dict[bytes, bytes]) -> SettleBatch:
     batch = SettleBatch()
     intake = Intake(ring.check, 8_000)
     for job_id, body in jobs.items():
-        assert isinstance(intake.add(batch, job_id, body, 0.0), bytes)
+        assert isinstance(intake.add(batch, job_id, body, 0.0), Decided)
     return batch
 
 

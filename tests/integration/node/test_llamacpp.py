@@ -115,7 +115,7 @@ async def test_a_cancel_frees_the_slot(tmp_path: Path) -> None:
                 )
                 for _ in range(2)
             ]
-            await scheduler.until(lambda jobs=jobs: all(job.accepts for job in jobs))  # type: ignore[misc]  # bound now
+            await scheduler.until(lambda jobs=jobs: all(job.kinds for job in jobs))  # type: ignore[misc]  # bound now
             for job in jobs:
                 link.cancel(job.id, "CLIENT_GONE", fence=FENCE)
             await scheduler.until(lambda jobs=jobs: all(job.cancel_acks or job.dones for job in jobs))  # type: ignore[misc]  # bound now

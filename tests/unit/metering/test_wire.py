@@ -11,6 +11,7 @@ from gpumesh_metering import limits, wire
 from gpumesh_metering.domain.pricing import Price
 from gpumesh_metering.store import BuyerBalance, StoredSettlement
 from gpumesh_runtime.errors import InvalidArgument
+from tests.support.metering import each_settled
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -101,16 +102,7 @@ def test_wrong_prices_are_refused(request_: SetPriceRequest) -> None:
         limits.check_price(request_)
 
 
-def test_money_lines_are_filled_again_without_a_trace_of_the_last_one() -> None:
-    lines = wire.MoneyLines()
-    one, other = Price(1, 2, 3), Price(2, 3, 4, 5)
-    for charge, fee, price, pays in (
-        (10, 2, one, [(65537, 8)]),
-        (0, 0, one, [(1, 0)]),
-        (7, 7, other, []),
-        (9, 1, other, [(1, 3), (2, 5)]),
-        (2**62, 2**60, other, [(2**63 - 1, 3 * 2**60)]),
-        (10, 2, one, [(65537, 8)]),
-    ):
-        wanted = wire.settled_to_wire(charge, fee, wire.price_to_wire(price), pays, repeated=False)
-        assert Settled.FromString(lines.to_wire(charge, fee, price, pays)) == Settled.FromString(wanted)
+def test_many_settled_jobs_are_one_message() -> None:
+    jobs = [(bytes([at]) * 16, at * 1000, 65537 + at, at * 800) for at in range(3)]
+    told = each_settled(Settled.FromString(wire.many_to_wire(jobs)))
+    assert [(id_, one.charge.amount_nano_usd, one.pays[0].fence, one.pays[0].pay_nano_usd) for id_, one in told] == jobs

@@ -16,7 +16,7 @@ from gpumesh_metering.store import BuyerBalance
 from gpumesh_metering.writer import FLUSH_ITEMS, GroupCommitWriter
 from gpumesh_runtime.clock import SystemClock
 from gpumesh_runtime.sealing import KeyRing
-from tests.support.metering import CANCELLED, FAILED, FENCE, key_ring, paid, receipt_only, settle, ticket
+from tests.support.metering import CANCELLED, FAILED, FENCE, each_settled, key_ring, paid, receipt_only, settle, ticket
 from tests.support.metering_store import MemorySettleStore
 
 
@@ -37,8 +37,11 @@ class Bench:
     def answer(self, job_id: bytes, body: bytes) -> None:
         self.answers.append((job_id, Settled.FromString(body)))
 
+    def answer_many(self, body: bytes) -> None:
+        self.answers += each_settled(Settled.FromString(body))
+
     def submit(self, job_id: bytes, body: bytes | None = None) -> bool:
-        return self.writer.submit(job_id, body or settle(ticket(self.ring, job_id)), self.answer)
+        return self.writer.submit(job_id, body or settle(ticket(self.ring, job_id)), self)
 
     async def ask(self, job_id: bytes, body: bytes | None = None) -> Settled:
         """Submits and waits for the answer."""

@@ -126,8 +126,11 @@ class Dispatcher:
         del connection
         kind: int = item.kind
         if kind == _ACK:
-            DeliveredAck.FromString(item.body)
-            self.deliveries.acknowledged(item.id)
+            many = DeliveredAck.FromString(item.body).job_ids
+            for at in range(0, len(many), 16):
+                self.deliveries.acknowledged(many[at : at + 16])
+            if not many:
+                self.deliveries.acknowledged(item.id)
             return
         running = self.jobs.get(item.id)
         if running is None or running.link is not link:

@@ -190,7 +190,11 @@ class Running:
 
     def on_frame(self, item: Item) -> None:
         """A frame from the scheduler."""
-        seq, body = item.seq, item.body
+        self._frame(item, item.body)
+
+    def _frame(self, item: Item, body: bytes) -> None:
+        """item: has the frame's header."""
+        seq = item.seq
         verdict = self.job.frame(item.fence, seq, item.tokens, item.flags & _CONTENT != 0)
         if verdict is Verdict.DROP:
             _STALE.value += 1
@@ -268,6 +272,10 @@ class Running:
         except DecodeError:
             self._broken(Unavailable(Reason.ENGINE_ERROR, "The node's answer could not be read. You are not charged."))
             return
+        if done.frame:
+            self._frame(item, done.frame)
+            if job.ended:
+                return
         fail = job.done(item.fence, item.seq, item.tokens)
         if fail is not None:
             self._finish_failed(fail.error)

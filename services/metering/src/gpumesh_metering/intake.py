@@ -11,6 +11,7 @@ from gpumesh.common.v1.job_pb2 import SealedTicket, Ticket
 from gpumesh.metering.v1.settlement_service_pb2 import Settle
 from gpumesh_metering import wire
 from gpumesh_metering.domain.ledger import INT64_MAX
+from gpumesh_metering.domain.pricing import Price
 from gpumesh_metering.domain.settlement import Segment, Usage, decide
 from gpumesh_metering.domain.transfer_ids import SETTLE_CHARGE, SETTLE_PAY, SETTLE_SHORTFALL, pay_key
 from gpumesh_metering.store import SettleBatch
@@ -36,6 +37,15 @@ class Receipt(NamedTuple):
     fences: frozenset[int]
 
 
+class Decided(NamedTuple):
+    """The job is in the batch: what to answer once that is committed. Nano-USD; paid: (fence, pay) of each segment."""
+
+    charge: int
+    fee: int
+    price: Price
+    paid: Sequence[tuple[int, int]]
+
+
 class Intake:
     """Decides Settle items into a batch.
 
@@ -46,13 +56,9 @@ class Intake:
     def __init__(self, verify: Verify, share_bp: int) -> None:
         self._verify = verify
         self._share_bp = share_bp
-        self._money_lines = wire.MoneyLines()
 
-    def add(self, batch: SettleBatch, job_id: bytes, body: bytes, now_s: float) -> bytes | Refused | Receipt:
-        """Decides one item. now_s: wall time, seconds since 1970.
-
-        Bytes: the job was added to the batch, and this is the Settled to send when it has been committed.
-        """
+    def add(self, batch: SettleBatch, job_id: bytes, body: bytes, now_s: float) -> Decided | Refused | Receipt:
+        """Decides one item. now_s: wall time, seconds since 1970. Decided: the job was added to the batch."""
         try:
             settle = wire.settle_from_wire(body)
             if settle.receipt_only:
@@ -76,7 +82,7 @@ class Intake:
         ticket = wire.ticket_from_wire(body + grant)
         return ticket if ticket.job_id == job_id and len(job_id) == wire.JOB_ID_BYTES else None
 
-    def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> bytes | Refused:
+    def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> Decided | Refused:
         price = wire.price_from_wire(ticket.price)
         try:
             promised = wire.terms_from_wire(ticket, price)
@@ -104,7 +110,7 @@ class Intake:
                 batch.counts.append((
                     place, fence, seen.prompt_tokens, seen.completion_tokens, seen.cached_prompt_tokens, seen.reasoning_tokens,
                 ))  # fmt: skip
-        return self._money_lines.to_wire(charge, fee, price, paid)
+        return Decided(charge, fee, price, paid)
 
 
 def _add_segments(

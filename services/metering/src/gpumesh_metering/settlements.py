@@ -3,7 +3,7 @@
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Item, ItemKind
-from gpumesh_metering.writer import Answer, GroupCommitWriter
+from gpumesh_metering.writer import GroupCommitWriter
 from gpumesh_runtime.link import Goodbye, Link, LinkEnd
 from gpumesh_runtime.metrics import gauge
 
@@ -13,7 +13,7 @@ _SETTLED: Final = ItemKind.ITEM_KIND_SETTLED
 
 
 class _Way:
-    """The way back on one link: one bound method for all its jobs, no closure per job."""
+    """The way back on one link (writer.Way)."""
 
     __slots__ = ("link",)
 
@@ -26,17 +26,23 @@ class _Way:
         if link.end is None:
             link.send_new(_SETTLED, id=job_id, body=body)
 
+    def answer_many(self, body: bytes) -> None:
+        """Sends one Settled of many jobs."""
+        link = self.link
+        if link.end is None:
+            link.send_new(_SETTLED, body=body)
+
 
 class SettlementReceiver:
     """Receiver of the SettlementService's links."""
 
     def __init__(self, writer: GroupCommitWriter) -> None:
         self._writer = writer
-        self._ways: dict[Link, Answer] = {}
+        self._ways: dict[Link, _Way] = {}
 
     def on_up(self, link: Link, hello_or_welcome: bytes) -> None:
         """A scheduler came."""
-        self._ways[link] = _Way(link).answer
+        self._ways[link] = _Way(link)
         _SCHEDULERS.value = len(self._ways)
 
     def on_item(self, link: Link, item: Item) -> None:

@@ -13,7 +13,7 @@ from gpumesh.common.v1.job_pb2 import Charge, JobOutcome, SealedTicket, Ticket, 
 from gpumesh.common.v1.job_pb2 import Price as WirePrice
 from gpumesh.metering.v1 import balance_service_pb2 as balance
 from gpumesh.metering.v1 import ledger_service_pb2 as ledger
-from gpumesh.metering.v1.settlement_service_pb2 import SegmentPay, Settle, Settled
+from gpumesh.metering.v1.settlement_service_pb2 import Settle, Settled
 from gpumesh_metering.domain.ledger import INT64_MAX
 from gpumesh_metering.domain.pricing import MAX_PRICE, Price
 from gpumesh_metering.domain.settlement import MAX_HOLD, Segment
@@ -23,7 +23,6 @@ from gpumesh_metering.store import BuyerBalance, StoredSettlement, UsageRow
 TICKET_CONTEXT: Final = b"gpumesh-ticket-v1"
 GRANT_CONTEXT: Final = b"gpumesh-grant-v1"
 JOB_ID_BYTES: Final = 16
-_PRICES_KEPT: Final = 10_000
 _PAGE_TOKEN: Final = "before:"  # noqa: S105 -- a cursor, not a secret
 
 
@@ -112,29 +111,12 @@ def settled_to_wire(charge: int, fee: int, price: WirePrice, pays: Sequence[tupl
     return settled.SerializeToString()
 
 
-class MoneyLines:
-    """settled_to_wire for new settlements, at half its price: a message per price is kept and filled again. Not for two threads."""
-
-    def __init__(self) -> None:
-        self._by_price: dict[Price, tuple[Settled, Charge, SegmentPay]] = {}
-
-    def to_wire(self, charge: int, fee: int, price: Price, pays: Sequence[tuple[int, int]]) -> bytes:
-        """As settled_to_wire."""
-        if len(pays) != 1:
-            return settled_to_wire(charge, fee, price_to_wire(price), pays, repeated=False)
-        kept = self._by_price.get(price)
-        if kept is None:
-            if len(self._by_price) >= _PRICES_KEPT:
-                self._by_price.clear()
-            settled = Settled()
-            settled.charge.price.CopyFrom(price_to_wire(price))
-            kept = self._by_price[price] = (settled, settled.charge, settled.pays.add())
-        settled, money, line = kept
-        money.amount_nano_usd = charge
-        money.provider_nano_usd = charge - fee
-        money.fee_nano_usd = fee
-        line.fence, line.pay_nano_usd = pays[0]
-        return settled.SerializeToString()
+def many_to_wire(jobs: Sequence[tuple[bytes, int, int, int]]) -> bytes:
+    """A Settled of many jobs: (job id, charge, fence, pay) of each, nano-USD."""
+    job_ids, charges, fences, pays = zip(*jobs, strict=True)
+    return Settled(
+        job_ids=b"".join(job_ids), charges_nano_usd=charges, fences=fences, pays_nano_usd=pays
+    ).SerializeToString()
 
 
 def stored_to_wire(stored: StoredSettlement, fences: frozenset[int] | None = None) -> bytes:

@@ -11,10 +11,10 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from gpumesh_metering import wire
-from gpumesh_metering.intake import Intake, Receipt, Refused
+from gpumesh_metering.intake import Decided, Intake, Receipt, Refused
 from gpumesh_metering.store import BuyerBalance, Evidence, SettleBatch, SettleStore, StoreRefusedError
 from gpumesh_runtime.clock import Clock
 from gpumesh_runtime.errors import Reason, Unavailable, as_mesh_error
@@ -47,8 +47,15 @@ _RETRIES: Final = counter("gpumesh_metering_batch_retries_total", "Writes that t
 _QUEUED: Final = gauge("gpumesh_metering_queued_items", "Settle items that wait").cell
 _WRITE_S: Final = histogram("gpumesh_metering_batch_seconds", "From taking a batch to its commit").cell
 
-# Sends the answer (Settled, encoded) for a job. Must not raise, must not block.
-Answer = Callable[[bytes, bytes], None]
+
+class Way(Protocol):
+    """The way back to whoever sent an item. Must not raise, must not block."""
+
+    def answer(self, job_id: bytes, body: bytes) -> None:
+        """Sends the answer (Settled, encoded) for a job."""
+
+    def answer_many(self, body: bytes) -> None:
+        """Sends one Settled, encoded, of many jobs."""
 
 
 class Waiting(NamedTuple):
@@ -56,7 +63,7 @@ class Waiting(NamedTuple):
 
     job_id: bytes
     body: bytes
-    answer: Answer
+    way: Way
 
 
 class GroupCommitWriter:
@@ -86,7 +93,7 @@ class GroupCommitWriter:
         self._stopping = False
         self._since = 0.0  # when the first item of the next batch came, monotonic seconds
 
-    def submit(self, job_id: bytes, body: bytes, answer: Answer) -> bool:
+    def submit(self, job_id: bytes, body: bytes, way: Way) -> bool:
         """Takes an item. False when the queue is full: it gets no answer, and its sender will send it again."""
         queue = self._queue
         size = self._queued_bytes + len(body)
@@ -94,7 +101,7 @@ class GroupCommitWriter:
             _DROPPED.value += 1
             return False
         self._queued_bytes = size
-        queue.append(Waiting(job_id, body, answer))
+        queue.append(Waiting(job_id, body, way))
         if len(queue) == 1:
             self._since = self._clock.monotonic()
             self._some.set()
@@ -191,7 +198,7 @@ class GroupCommitWriter:
         """
         batch = SettleBatch()
         now_s = self._clock.now_ns() / 1e9
-        decided: list[tuple[Waiting, bytes]] = []
+        decided: list[tuple[Waiting, Decided]] = []
         refused: list[tuple[Waiting, Refused]] = []
         receipts: list[tuple[Waiting, Receipt]] = []
         add = self._intake.add
@@ -203,7 +210,7 @@ class GroupCommitWriter:
                 # dies of it for ever.
                 as_mesh_error(err)  # logs it
                 raise StoreRefusedError(type(err).__name__) from err
-            if type(verdict) is bytes:
+            if type(verdict) is Decided:
                 decided.append((item, verdict))
             elif type(verdict) is Refused:
                 refused.append((item, verdict))
@@ -216,9 +223,7 @@ class GroupCommitWriter:
             repeated = [item for place, (item, _) in enumerate(decided, 1) if place in places]
             if result.balances:
                 self._on_balances(result.balances)
-            for place, (item, answer) in enumerate(decided, 1):
-                if place not in places:
-                    item.answer(item.job_id, answer)
+            _answer([one for place, one in enumerate(decided, 1) if place not in places])
             _NEW.value += len(decided) - len(repeated)
         if repeated or refused or receipts:
             await self._answer_from_store(repeated, refused, receipts)
@@ -241,15 +246,15 @@ class GroupCommitWriter:
             await self._store.park(parked)
         for item in repeated:
             _REPEATED.value += 1
-            item.answer(item.job_id, wire.stored_to_wire(stored[item.job_id]))
+            item.way.answer(item.job_id, wire.stored_to_wire(stored[item.job_id]))
         for item, refusal in refused:
             known = stored.get(item.job_id)
             (_REPEATED if known else _REFUSED).value += 1
-            item.answer(item.job_id, wire.stored_to_wire(known) if known else wire.refusal_to_wire(refusal.reason))
+            item.way.answer(item.job_id, wire.stored_to_wire(known) if known else wire.refusal_to_wire(refusal.reason))
         for item, receipt in receipts:
             known = stored.get(item.job_id)
             (_REPEATED if known else _PARKED).value += 1
-            item.answer(
+            item.way.answer(
                 item.job_id, wire.stored_to_wire(known, receipt.fences) if known else wire.refusal_to_wire(PARKED)
             )
 
@@ -265,4 +270,19 @@ class GroupCommitWriter:
             log.warning("a refused settlement waits with its sender", id=item.job_id.hex(), cause=type(err).__name__)
             return
         _SUSPENDED.value += 1
-        item.answer(item.job_id, wire.refusal_to_wire(Reason.INTERNAL))
+        item.way.answer(item.job_id, wire.refusal_to_wire(Reason.INTERNAL))
+
+
+def _answer(settled: Sequence[tuple[Waiting, Decided]]) -> None:
+    """Answers what has been committed: jobs with one paid try together, on each way; others, and one alone, with a line of their own."""
+    many: dict[Way, list[tuple[bytes, int, int, int]]] = {}
+    if len(settled) > 1:
+        for item, decided in settled:
+            if len(decided.paid) == 1:
+                many.setdefault(item.way, []).append((item.job_id, decided.charge, *decided.paid[0]))
+    for item, (charge, fee, price, paid) in settled:
+        if len(paid) != 1 or len(settled) == 1:
+            body = wire.settled_to_wire(charge, fee, wire.price_to_wire(price), paid, repeated=False)
+            item.way.answer(item.job_id, body)
+    for way, jobs in many.items():
+        way.answer_many(wire.many_to_wire(jobs))

@@ -20,7 +20,7 @@ from gpumesh_scheduler.domain.reconcile import AckCaller, AckNode, Reconciler, S
 from gpumesh_scheduler.domain.roster import Roster
 from gpumesh_scheduler.domain.tickets import ReplayMemory
 from gpumesh_scheduler.seals import Seals
-from gpumesh_scheduler.wire import offer_to_wire
+from gpumesh_scheduler.wire import delivered_ack_to_wire, offer_to_wire, receipt_ack_to_wire
 
 log = get_logger("gpumesh.scheduler.desk")
 
@@ -212,6 +212,24 @@ class Desk:
                     self.ack_node(self.nodes[session.id], effect)
             else:
                 self._ack_caller(effect)
+
+    def answer(self, acks: Settling) -> None:
+        """Tells everybody of many jobs that were settled: one item to each node and caller."""
+        by_node: dict[str, list[AckNode]] = {}
+        by_caller: dict[int, list[AckCaller]] = {}
+        for ack in acks:
+            if type(ack) is AckNode:
+                by_node.setdefault(ack.node_id, []).append(ack)
+            elif type(ack) is AckCaller:
+                by_caller.setdefault(ack.caller, []).append(ack)
+        for node_id, of_node in by_node.items():
+            session = self.roster.sessions.get(node_id)
+            if session is not None:
+                self.nodes[session.id].send_new(RECEIPT_ACK, body=receipt_ack_to_wire(of_node))
+        for caller, of_caller in by_caller.items():
+            link = self.callers.get(caller)
+            if link is not None:
+                link.send_new(DELIVERED_ACK, body=delivered_ack_to_wire(of_caller))
 
     def _ack_caller(self, effect: AckCaller) -> None:
         link = self.callers.get(effect.caller)

@@ -29,6 +29,7 @@ SETTLES: Final = counter("gpumesh_scheduler_settles_total", "Settle items given 
 SETTLED: Final = counter(
     "gpumesh_scheduler_settled_total", "Answers from metering, by reason; empty: settled", ("reason",)
 )
+SETTLED_WELL: Final = SETTLED.labels("")
 RECEIPTS_REFUSED: Final = counter(
     "gpumesh_scheduler_receipts_refused_total", "Receipts refused for good, by reason", ("reason",)
 )

@@ -256,6 +256,8 @@ class NodeLink:
         now = self._time()
         if attempt is not None and done.receipt_token != attempt.token:
             raise NodeBreachError("the receipt token is another try's")
+        if done.frame:
+            self._only_frame(item, len(done.frame), now)
         verdict, job, effects = desk.board.done(session, job_id, fence, item.seq, item.tokens, now)
         if job is not None:
             self._callers[job.caller].send(item)
@@ -267,6 +269,16 @@ class NodeLink:
         else:
             self._receipt(link, item, Receipt(receipt_token=done.receipt_token, usage=done.usage))
         desk.apply(effects)
+
+    def _only_frame(self, item: Item, size: int, now: float) -> None:
+        """The frame inside a Done, of which header and relay are the Done's."""
+        job = self._jobs.get(item.id)
+        if job is None:
+            return
+        content = item.flags & _CONTENT != 0
+        verdict = job.frame(self.session, item.fence, item.seq, content, size + _OVERHEAD, item.tokens, now)
+        if verdict is Verdict.COMMIT:
+            metrics.CONTENT_S.observe(now - job.opened_at)
 
     def _error(self, item: Item) -> None:
         desk = self._desk

@@ -10,7 +10,8 @@ from gpumesh_runtime.tls import TlsIdentity
 from gpumesh_scheduler import metrics
 from gpumesh_scheduler.desk import Desk
 from gpumesh_scheduler.domain.evidence import Bill
-from gpumesh_scheduler.wire import settle_to_wire, settled_from_wire
+from gpumesh_scheduler.domain.reconcile import Settling
+from gpumesh_scheduler.wire import many_from_wire, settle_to_wire, settled_from_wire
 
 log = get_logger("gpumesh.scheduler.settlement")
 
@@ -46,9 +47,21 @@ class Settlement:
         """Settled."""
         if item.kind != _SETTLED:
             raise LinkProtocolError("metering does not send this")
-        charge, pays, reason = settled_from_wire(Settled.FromString(item.body))
+        settled = Settled.FromString(item.body)
+        if settled.job_ids:
+            self._many(settled)
+            return
+        charge, pays, reason = settled_from_wire(settled)
         metrics.SETTLED.labels(reason).value += 1
         self._desk.settle(self._desk.reconciler.settled(item.id, charge, pays, reason))
+
+    def _many(self, settled: Settled) -> None:
+        judge = self._desk.reconciler.settled
+        acks: Settling = []
+        for job_id, charge, fence, pay in many_from_wire(settled):
+            acks += judge(job_id, charge, {fence: pay}, "")
+        metrics.SETTLED_WELL.value += len(settled.charges_nano_usd)
+        self._desk.answer(acks)
 
     def on_goodbye(self, link: Link, goodbye: Goodbye) -> None:
         """metering stops: the link ends soon and comes back with its successor."""

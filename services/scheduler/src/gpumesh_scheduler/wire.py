@@ -4,15 +4,16 @@ What comes from nodes is checked against named bounds: they are strangers. NodeB
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gpumesh.common.v1.job_pb2 import Feature, ModelBuild
 from gpumesh.common.v1.job_pb2 import Usage as UsageMessage
 from gpumesh.metering.v1.settlement_service_pb2 import EvidenceSource, Settle, Settled
-from gpumesh.node.v1.session_pb2 import ModelState, Offer, Status
+from gpumesh.node.v1.session_pb2 import ModelState, Offer, ReceiptAck, Status
 from gpumesh.scheduler.v1.capacity_service_pb2 import ModelCapacity
 from gpumesh.scheduler.v1.dispatch_service_pb2 import Delivered as DeliveredMessage
-from gpumesh.scheduler.v1.dispatch_service_pb2 import Submit
+from gpumesh.scheduler.v1.dispatch_service_pb2 import DeliveredAck, Submit
 from gpumesh.scheduler.v1.operator_service_pb2 import NodeSummary
 from gpumesh_runtime.error_types import InvalidArgument, PayloadTooLarge
 from gpumesh_runtime.reasons import Reason
@@ -30,6 +31,7 @@ from gpumesh_scheduler.domain.nouns import (
     Usage,
 )
 from gpumesh_scheduler.domain.pools import Capacity
+from gpumesh_scheduler.domain.reconcile import AckCaller, AckNode
 from gpumesh_scheduler.domain.session import Session
 from gpumesh_scheduler.domain.tickets import Ticket
 
@@ -211,6 +213,28 @@ def _add_segment(settle: Settle, segment: Segment) -> None:
 def settled_from_wire(settled: Settled) -> tuple[int, dict[int, int], str]:
     """(charge, pay by fence, reason), nano-USD."""
     return settled.charge.amount_nano_usd, {pay.fence: pay.pay_nano_usd for pay in settled.pays}, settled.reason
+
+
+def many_from_wire(settled: Settled) -> Iterator[tuple[bytes, int, int, int]]:
+    """(job id, charge, fence, pay) of each job, nano-USD. Raises ValueError when the lists differ in length."""
+    joined = settled.job_ids
+    ids = [joined[at : at + ID_BYTES] for at in range(0, len(joined), ID_BYTES)]
+    return zip(ids, settled.charges_nano_usd, settled.fences, settled.pays_nano_usd, strict=True)
+
+
+def delivered_ack_to_wire(acks: Sequence[AckCaller]) -> bytes:
+    """DeliveredAck of many jobs that were settled."""
+    ack = DeliveredAck(job_ids=b"".join([ack.job_id for ack in acks]))
+    ack.charges_nano_usd.extend([ack.charge_nano_usd for ack in acks])
+    return ack.SerializeToString()
+
+
+def receipt_ack_to_wire(acks: Sequence[AckNode]) -> bytes:
+    """ReceiptAck of many jobs that were settled."""
+    ack = ReceiptAck(job_ids=b"".join([ack.job_id for ack in acks]))
+    ack.fences.extend([ack.fence for ack in acks])
+    ack.earnings_nano_usd.extend([ack.earned_nano_usd for ack in acks])
+    return ack.SerializeToString()
 
 
 def capacity_to_wire(key: ModelKey, capacity: Capacity, queued: int, queued_tokens: int) -> ModelCapacity:

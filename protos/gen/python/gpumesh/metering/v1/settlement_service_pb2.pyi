@@ -220,10 +220,18 @@ class Settled(_message.Message):
     PAYS_FIELD_NUMBER: _builtins.int
     REPEATED_SETTLEMENT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    CHARGES_NANO_USD_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
+    PAYS_NANO_USD_FIELD_NUMBER: _builtins.int
     repeated_settlement: _builtins.bool
     """It had been settled before."""
     reason: _builtins.str
     """Empty when settled; TICKET_INVALID, TICKET_EXPIRED or PARKED otherwise."""
+    job_ids: _builtins.bytes
+    """Many jobs in one item, all settled now and each with one try that was paid: their ids, 16 bytes each, one after the other. The item has
+    no id then, and the fields above are unset.
+    """
     @_builtins.property
     def charge(self) -> _job_pb2.Charge:
         """The money line. Absent when nothing was settled."""
@@ -232,6 +240,18 @@ class Settled(_message.Message):
     def pays(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentPay]:
         """Pay by fence."""
 
+    @_builtins.property
+    def charges_nano_usd(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the buyer was charged for each, nano-USD."""
+
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The try of each."""
+
+    @_builtins.property
+    def pays_nano_usd(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Pay of each, nano-USD."""
+
     def __init__(
         self,
         *,
@@ -239,10 +259,14 @@ class Settled(_message.Message):
         pays: _abc.Iterable[Global___SegmentPay] | None = ...,
         repeated_settlement: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        job_ids: _builtins.bytes = ...,
+        charges_nano_usd: _abc.Iterable[_builtins.int] | None = ...,
+        fences: _abc.Iterable[_builtins.int] | None = ...,
+        pays_nano_usd: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "pays", b"pays", "reason", b"reason", "repeated_settlement", b"repeated_settlement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "charges_nano_usd", b"charges_nano_usd", "fences", b"fences", "job_ids", b"job_ids", "pays", b"pays", "pays_nano_usd", b"pays_nano_usd", "reason", b"reason", "repeated_settlement", b"repeated_settlement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -589,10 +589,15 @@ class Done(_message.Message):
     BUILD_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
     receipt_token: _builtins.bytes
     """ReceiptToken from the offer; Done is the first presentation of the node's receipt."""
     seed: _builtins.int
     """Seed that was used. Absent: unknown."""
+    frame: _builtins.bytes
+    """The only Frame of an answer that is not streamed, encoded: one item in place of two. The item's `seq` is then 1 and counts it, and its
+    `flags` say CONTENT for it. Sensitive: never logged.
+    """
     @_builtins.property
     def usage(self) -> _job_pb2.Usage:
         """What the engine counted."""
@@ -613,10 +618,11 @@ class Done(_message.Message):
         build: _job_pb2.ModelBuild | None = ...,
         timing: Global___EngineTiming | None = ...,
         seed: _builtins.int | None = ...,
+        frame: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "build", b"build", "seed", b"seed", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "build", b"build", "receipt_token", b"receipt_token", "seed", b"seed", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "build", b"build", "frame", b"frame", "receipt_token", b"receipt_token", "seed", b"seed", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -691,22 +697,38 @@ class ReceiptAck(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     EARNED_NANO_USD_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
+    EARNINGS_NANO_USD_FIELD_NUMBER: _builtins.int
     fence: _builtins.int
     """The try whose receipt is settled or refused for good."""
     earned_nano_usd: _builtins.int
     """Earned by this try, nano-USD; 0 when another try or nobody was paid."""
     reason: _builtins.str
     """Empty when settled, else why it earned nothing."""
+    job_ids: _builtins.bytes
+    """Many jobs in one item, all settled: their ids, 16 bytes each, one after the other. The item has no id then, and the fields above are unset."""
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The try of each."""
+
+    @_builtins.property
+    def earnings_nano_usd(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Earned by each, nano-USD."""
+
     def __init__(
         self,
         *,
         fence: _builtins.int = ...,
         earned_nano_usd: _builtins.int = ...,
         reason: _builtins.str = ...,
+        job_ids: _builtins.bytes = ...,
+        fences: _abc.Iterable[_builtins.int] | None = ...,
+        earnings_nano_usd: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["earned_nano_usd", b"earned_nano_usd", "fence", b"fence", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earned_nano_usd", b"earned_nano_usd", "earnings_nano_usd", b"earnings_nano_usd", "fence", b"fence", "fences", b"fences", "job_ids", b"job_ids", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

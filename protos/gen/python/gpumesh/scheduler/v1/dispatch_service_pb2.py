@@ -27,7 +27,7 @@ from gpumesh.common.v1 import job_pb2 as gpumesh_dot_common_dot_v1_dot_job__pb2
 from gpumesh.common.v1 import link_pb2 as gpumesh_dot_common_dot_v1_dot_link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gpumesh/scheduler/v1/dispatch_service.proto\x12\x14gpumesh.scheduler.v1\x1a\x1egpumesh/common/v1/access.proto\x1a\x1bgpumesh/common/v1/job.proto\x1a\x1cgpumesh/common/v1/link.proto\"\"\n\rDispatchHello\x12\x11\n\tcaller_id\x18\x01 \x01(\t\"B\n\x0f\x44ispatchWelcome\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x19\n\x11scheduler_boot_id\x18\x02 \x01(\t\"\xdc\x01\n\x06Submit\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x11\n\tstreaming\x18\x02 \x01(\x08\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x15\n\rpayload_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\x12\x14\n\x0cwindow_bytes\x18\x07 \x01(\x04\x12\x12\n\ntries_used\x18\x08 \x01(\r\x12\x19\n\x11\x65xcluded_node_ids\x18\t \x03(\t\x12\x18\n\x10prefix_token_ids\x18\n \x03(\r\"\xca\x01\n\tDelivered\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.gpumesh.common.v1.JobOutcome\x12,\n\x08segments\x18\x03 \x03(\x0b\x32\x1a.gpumesh.common.v1.Segment\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.gpumesh.common.v1.Usage\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x16\n\x0ereceipt_tokens\x18\x06 \x03(\x0c\"7\n\x0c\x44\x65liveredAck\x12\x17\n\x0f\x63harge_nano_usd\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t2^\n\x0f\x44ispatchService\x12K\n\x07\x43onnect\x12\x18.gpumesh.common.v1.Batch\x1a\x18.gpumesh.common.v1.Batch\"\x08\xe2\xe0\x18\x04\n\x02\x02\x03(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gpumesh/scheduler/v1/dispatch_service.proto\x12\x14gpumesh.scheduler.v1\x1a\x1egpumesh/common/v1/access.proto\x1a\x1bgpumesh/common/v1/job.proto\x1a\x1cgpumesh/common/v1/link.proto\"\"\n\rDispatchHello\x12\x11\n\tcaller_id\x18\x01 \x01(\t\"B\n\x0f\x44ispatchWelcome\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x19\n\x11scheduler_boot_id\x18\x02 \x01(\t\"\xdc\x01\n\x06Submit\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x11\n\tstreaming\x18\x02 \x01(\x08\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x15\n\rpayload_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\x12\x14\n\x0cwindow_bytes\x18\x07 \x01(\x04\x12\x12\n\ntries_used\x18\x08 \x01(\r\x12\x19\n\x11\x65xcluded_node_ids\x18\t \x03(\t\x12\x18\n\x10prefix_token_ids\x18\n \x03(\r\"\xca\x01\n\tDelivered\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.gpumesh.common.v1.JobOutcome\x12,\n\x08segments\x18\x03 \x03(\x0b\x32\x1a.gpumesh.common.v1.Segment\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.gpumesh.common.v1.Usage\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x16\n\x0ereceipt_tokens\x18\x06 \x03(\x0c\"b\n\x0c\x44\x65liveredAck\x12\x17\n\x0f\x63harge_nano_usd\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07job_ids\x18\x03 \x01(\x0c\x12\x18\n\x10\x63harges_nano_usd\x18\x04 \x03(\x03\x32^\n\x0f\x44ispatchService\x12K\n\x07\x43onnect\x12\x18.gpumesh.common.v1.Batch\x1a\x18.gpumesh.common.v1.Batch\"\x08\xe2\xe0\x18\x04\n\x02\x02\x03(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,7 +45,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELIVERED']._serialized_start=488
   _globals['_DELIVERED']._serialized_end=690
   _globals['_DELIVEREDACK']._serialized_start=692
-  _globals['_DELIVEREDACK']._serialized_end=747
-  _globals['_DISPATCHSERVICE']._serialized_start=749
-  _globals['_DISPATCHSERVICE']._serialized_end=843
+  _globals['_DELIVEREDACK']._serialized_end=790
+  _globals['_DISPATCHSERVICE']._serialized_start=792
+  _globals['_DISPATCHSERVICE']._serialized_end=886
 # @@protoc_insertion_point(module_scope)

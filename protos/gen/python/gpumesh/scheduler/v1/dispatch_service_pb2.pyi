@@ -185,19 +185,29 @@ class DeliveredAck(_message.Message):
 
     CHARGE_NANO_USD_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    CHARGES_NANO_USD_FIELD_NUMBER: _builtins.int
     charge_nano_usd: _builtins.int
     """What the buyer was charged."""
     reason: _builtins.str
     """Empty when settled, else why it never will be."""
+    job_ids: _builtins.bytes
+    """Many jobs in one item, all settled: their ids, 16 bytes each, one after the other. The item has no id then, and the fields above are unset."""
+    @_builtins.property
+    def charges_nano_usd(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the buyer was charged for each, nano-USD."""
+
     def __init__(
         self,
         *,
         charge_nano_usd: _builtins.int = ...,
         reason: _builtins.str = ...,
+        job_ids: _builtins.bytes = ...,
+        charges_nano_usd: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_nano_usd", b"charge_nano_usd", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_nano_usd", b"charge_nano_usd", "charges_nano_usd", b"charges_nano_usd", "job_ids", b"job_ids", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
