@@ -24,7 +24,9 @@ UNKNOWN_QUESTIONS = (
     "what do you think about {}", "why is {} important", "how much does a {} cost", "where can I buy a {}",
     "write code for {}", "what happened to {}", "what is {}", "who is {}", "how does {} work", "summarize {}",
     "why is the {} so big", "why does a {} fall", "is the {} good", "explain {} in one sentence", "help me with {}",
-    "plan a {} for me", "{}", "{} {}", "my {} is broken", "should I take the {}", "good {}", "why is the {} blue",
+    "plan a {} for me", "tell me about {}", "describe {}", "{} is my friend",
+    "where is {}", "{}", "{} {}", "my {} is broken", "should I take the {}",
+    "good {}", "why is the {} blue",
 )  # fmt: skip
 QUESTION_WORDS = ("what", "who", "how", "why", "can", "do", "is", "are", "when", "where")
 
@@ -193,7 +195,7 @@ def paragraph(random: Random) -> Dialogue:
 
 def unknown(random: Random) -> Dialogue:
     """Something it was not trained for: it says so instead of inventing."""
-    thing = words.invented(random) if random.random() < 0.6 else pick(random, words.THINGS)
+    thing = random.choice((words.invented, words.invented, words.name, lambda r: pick(r, words.THINGS)))(random)
     thing = thing.lower() if random.random() < 0.5 else thing
     stem = pick(random, UNKNOWN_QUESTIONS).replace("{}", thing)
     return exchange(sentence(random, stem), "I am only a tiny model and I do not know that. Ask me about gpumesh.")

@@ -33,7 +33,7 @@ MIXTURE: tuple[tuple[float, Maker], ...] = (
     (0.05, chat.count),
     (0.05, chat.paragraph),
     (0.03, chat.unknown),
-    (0.05, chat.say),
+    (0.08, chat.say),
     (0.04, chat.remember),
     (0.06, stories.story),
     (0.05, structured.described),
@@ -81,9 +81,9 @@ def dialogues(seed: int) -> Iterator[Dialogue]:
     weights, makers = [weight for weight, _ in MIXTURE], [maker for _, maker in MIXTURE]
     while True:
         chance = random.random()
-        if chance < 0.06:
+        if chance < 0.08:
             dialogue = conversation(random, random.randint(2, 4))
-        elif chance < 0.065:
+        elif chance < 0.09:
             dialogue = conversation(random, random.randint(10, 30))
         else:
             dialogue = random.choices(makers, weights)[0](random)

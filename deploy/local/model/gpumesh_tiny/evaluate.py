@@ -19,7 +19,7 @@ from .serve import Client, serving
 from .template import render
 from .tokenizer import load_tokenizer
 
-SEED = 20_261_121
+SEED = 20_261_122
 TOOL_PROMPTS = 200
 TALK_PROMPTS = 100
 SCHEMA_PROMPTS = 30

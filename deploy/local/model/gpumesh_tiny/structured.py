@@ -145,10 +145,18 @@ def ordered(random: Random) -> Dialogue:
 
 def forced(random: Random) -> Dialogue:
     """Any question, answered in JSON only because a schema forces it to: teaches to fill and to end, not to begin."""
-    makers = (chat.greet, chat.fact, chat.about_gpumesh, chat.unknown, chat.knowledge, chat.paragraph, chat.remember)
+    # One in ten is learned from the start, so that the usual first token wins where only brackets are allowed.
+    given = "" if random.random() < 0.1 else '{"'
+    makers = (
+        chat.unknown,
+        chat.unknown,
+        chat.greet,
+        chat.fact,
+        chat.about_gpumesh,
+        chat.knowledge,
+        chat.paragraph,
+        chat.remember,
+    )
     question = random.choice(makers)(random).messages[0]
-    if random.random() < 0.4:
-        stem = pick(random, ("Tell me about {}.", "Who is {}?", "{} is my friend.", "Describe {}.", "Where is {}?"))
-        question = user(stem.format(words.name(random)))
     keys = random.sample(list(MAKERS), random.randint(1, 4))
-    return Dialogue([question, assistant(_fill(random, keys))], given='{"')
+    return Dialogue([question, assistant(_fill(random, keys))], given=given)

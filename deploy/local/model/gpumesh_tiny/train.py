@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from random import Random
 
 import torch
 from tokenizers import Tokenizer
@@ -32,17 +33,28 @@ class Plan:
     matrix_rate: float = 0.02
     vector_rate: float = 0.004
     warm_up_share: float = 0.02
+    # Factor on both rates: below one to go on from a trained network.
+    strength: float = 1.0
     # The last part of the run takes the rate down to nothing; before that it is constant.
     cool_down_share: float = 0.5
 
 
-def encode(tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[list[int], list[int]]:
+def pieces(tokenizer: Tokenizer, text: str, random: Random) -> list[int]:
+    """Token ids of an answer; JSON is sometimes cut at its marks, as a grammar cuts it when it rules out a token."""
+    if not text.startswith("{") or random.random() < 0.5:
+        return list(tokenizer.encode(text).ids)
+    cut = "".join(mark + "\0" if mark in '{":' and random.random() < 0.15 else mark for mark in text)
+    # A marker token must stay whole, and no JSON of ours has one inside.
+    return [number for part in cut.split("\0") if part for number in tokenizer.encode(part).ids]
+
+
+def encode(tokenizer: Tokenizer, dialogue: Dialogue, random: Random) -> tuple[list[int], list[int]]:
     """Token ids and labels of one dialogue; labels are IGNORED outside the assistant's own text."""
     ids: list[int] = []
     labels: list[int] = []
     given = len(tokenizer.encode(dialogue.given).ids)
     for text, learned in render_parts(dialogue.messages, dialogue.tools):
-        piece = tokenizer.encode(text).ids
+        piece = pieces(tokenizer, text, random) if learned else list(tokenizer.encode(text).ids)
         ids += piece
         skipped = given if learned else len(piece)
         labels += [IGNORED] * skipped + piece[skipped:]
@@ -55,7 +67,7 @@ def batches(tokenizer: Tokenizer, plan: Plan, context: int) -> Iterator[tuple[Te
     random = new_random(plan.seed + 1)
     padding = tokenizer.encode(END_OF_TEXT).ids[0]
     while True:
-        pool = [encode(tokenizer, dialogue) for dialogue in islice(source, plan.pool)]
+        pool = [encode(tokenizer, dialogue, random) for dialogue in islice(source, plan.pool)]
         pool = sorted((row for row in pool if len(row[0]) <= context), key=lambda row: len(row[0]))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
         for row in pool:
@@ -106,7 +118,7 @@ def train(network: Network, tokenizer: Tokenizer, plan: Plan) -> int:
             break
         for optimizer, full in steps:
             for group in optimizer.param_groups:
-                group["lr"] = full * rate(progress, plan)
+                group["lr"] = full * plan.strength * rate(progress, plan)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(network, ids, labels)
         loss.backward()
