@@ -19,6 +19,7 @@ from gpumesh_runtime.errors import Reason
 
 MAX_COUNTS: Final = 64  # node counts kept per job; more tries than this do not happen
 MAX_REASON_CHARACTERS: Final = 64
+_MOST_GRANTS: Final = 4096
 
 Verify = Callable[[tuple[bytes, bytes] | None, bytes, str, bytes, bytes], bool]  # KeyRing.check
 
@@ -56,6 +57,7 @@ class Intake:
     def __init__(self, verify: Verify, share_bp: int) -> None:
         self._verify = verify
         self._share_bp = share_bp
+        self._grants: dict[bytes, wire.Shared] = {}
 
     def add(self, batch: SettleBatch, job_id: bytes, body: bytes, now_s: float) -> Decided | Refused | Receipt:
         """Decides one item. now_s: wall time, seconds since 1970. Decided: the job was added to the batch."""
@@ -64,28 +66,44 @@ class Intake:
             if settle.receipt_only:
                 return Receipt(frozenset(count.fence for count in settle.node_counts if count.fence <= INT64_MAX))
             sealed = wire.sealed_from_wire(settle.ticket)
-            ticket = self._open(sealed, job_id)
+            opened = self._open(sealed, job_id)
         except wire.WireError:
             return Refused(Reason.TICKET_INVALID)
-        if ticket is None:
+        if opened is None:
             return Refused(Reason.TICKET_INVALID)
-        if ticket.settle_by_time.seconds < now_s:
+        ticket, shared = opened
+        if shared.settle_by_s < now_s:
             return Refused(Reason.TICKET_EXPIRED)
-        return self._decide(batch, job_id, settle, ticket)
+        return self._decide(batch, job_id, settle, ticket, shared)
 
-    def _open(self, sealed: SealedTicket, job_id: bytes) -> Ticket | None:
+    def _open(self, sealed: SealedTicket, job_id: bytes) -> tuple[Ticket, wire.Shared] | None:
         body, grant = sealed.body, sealed.grant
         if not self._verify(
             (wire.GRANT_CONTEXT, grant) if grant else None, wire.TICKET_CONTEXT, sealed.key_id, body, sealed.mac
         ):
             return None
-        ticket = wire.ticket_from_wire(body + grant)
-        return ticket if ticket.job_id == job_id and len(job_id) == wire.JOB_ID_BYTES else None
+        shared = (self._grants.get(grant) or self._read_grant(grant)) if grant else None
+        # Under a grant that is known only the caller's own fields are read of its part; else, in this order, the router's part wins.
+        ticket = wire.ticket_from_wire(body if shared else body + grant)
+        if ticket.job_id != job_id or len(job_id) != wire.JOB_ID_BYTES:
+            return None
+        return ticket, shared or wire.shared_of(ticket)
 
-    def _decide(self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket) -> Decided | Refused:
-        price = wire.price_from_wire(ticket.price)
+    def _read_grant(self, grant: bytes) -> wire.Shared | None:
+        """What a verified grant says of all its jobs, kept; None when it says more than that."""
+        shared = wire.grant_from_wire(grant)
+        if shared is not None:
+            if len(self._grants) >= _MOST_GRANTS:
+                self._grants.clear()
+            self._grants[grant] = shared
+        return shared
+
+    def _decide(
+        self, batch: SettleBatch, job_id: bytes, settle: Settle, ticket: Ticket, shared: wire.Shared
+    ) -> Decided | Refused:
+        price = shared.price
         try:
-            promised = wire.terms_from_wire(ticket, price)
+            promised = wire.terms_from_wire(ticket, shared)
         except wire.WireError:
             return Refused(Reason.TICKET_INVALID)
         used = settle.usage
@@ -94,8 +112,7 @@ class Intake:
             settle.outcome, promised, usage, wire.segments_from_wire(settle), self._share_bp
         )
         terms = batch.number_of_terms((
-            ticket.account_id, ticket.key_id, ticket.model_id, ticket.model_revision, settle.reason[:MAX_REASON_CHARACTERS],
-            ticket.modality, int(outcome), settle.source, *price,
+            *shared.names, settle.reason[:MAX_REASON_CHARACTERS], ticket.modality, int(outcome), settle.source, *price,
         ))  # fmt: skip
         batch.job_ids.append(job_id)
         batch.charge_ids.append(SETTLE_CHARGE.digest(job_id))

@@ -4,7 +4,7 @@ WireError.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -70,8 +70,36 @@ def price_to_wire(price: Price) -> WirePrice:
     )
 
 
-def terms_from_wire(ticket: Ticket, price: Price) -> TicketTerms:
+class Shared(NamedTuple):
+    """What the tickets under one grant have in common. names: account, key, model, revision. settle_by_s: seconds since 1970."""
+
+    names: tuple[str, str, str, str]
+    price: Price
+    settle_by_s: int
+
+
+# Fields that a grant may set for all its jobs. One that says more is merged with each ticket anew.
+_SHARED_FIELDS: Final = frozenset((
+    "account_id", "key_id", "model_id", "model_revision", "price", "lease_id", "scheduler_id", "scheduler_boot_id", "submit_by_time",
+    "settle_by_time", "grant_id",
+))  # fmt: skip
+
+
+def shared_of(ticket: Ticket) -> Shared:
+    """That part of a ticket."""
+    names = ticket.account_id, ticket.key_id, ticket.model_id, ticket.model_revision
+    return Shared(names, price_from_wire(ticket.price), ticket.settle_by_time.seconds)
+
+
+def grant_from_wire(grant: bytes) -> Shared | None:
+    """What a verified grant says of all its jobs; None when it says more. Raises WireError."""
+    ticket = ticket_from_wire(grant)
+    return None if any(field.name not in _SHARED_FIELDS for field, _ in ticket.ListFields()) else shared_of(ticket)
+
+
+def terms_from_wire(ticket: Ticket, shared: Shared) -> TicketTerms:
     """What the ticket promises. Raises WireError for amounts that no router of ours would seal."""
+    price = shared.price
     terms = TicketTerms(price, ticket.hold_nano_usd, ticket.max_output_tokens, ticket.input_tokens_estimate)
     if not (
         0 <= terms.hold <= MAX_HOLD
@@ -80,7 +108,7 @@ def terms_from_wire(ticket: Ticket, price: Price) -> TicketTerms:
         and 0 <= price.input <= MAX_PRICE
         and 0 <= price.output <= MAX_PRICE
         and (price.cached_input is None or 0 <= price.cached_input <= MAX_PRICE)
-        and ticket.account_id
+        and shared.names[0]
     ):
         raise WireError("a ticket with impossible terms")
     return terms

@@ -163,15 +163,15 @@ class Desk:
             self.reconciler.abandoned(job.id, now)
         else:
             relayed = Relayed(
-                ticket=job.terms.ticket,
-                caller=job.caller,
-                fence=job.fence,
-                tokens=job.tokens,
-                done=done,
-                reason=effect.reason,
-                accepted=done or any(attempt.accepted for attempt in tries),
-                stopping=_NONE if done else frozenset(t.fence for t in tries if t.accepted and t.cancelled),
-                parties={attempt.fence: attempt.party for attempt in tries},
+                job.terms.ticket,
+                job.caller,
+                job.fence,
+                job.tokens,
+                done,
+                effect.reason,
+                done or any(attempt.accepted for attempt in tries),
+                _NONE if done else frozenset(t.fence for t in tries if t.accepted and t.cancelled),
+                {attempt.fence: attempt.party for attempt in tries},
             )
             self.settle(self.reconciler.ended(job.id, relayed, now))
         if job.terms.traceparent:

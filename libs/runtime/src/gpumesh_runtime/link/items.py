@@ -92,7 +92,8 @@ def rendered_bytes(item: Item) -> int:
     return len(item.body) + FRAME_OVERHEAD_BYTES
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it. value: >= 0."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -103,7 +104,7 @@ def _varint(value: int) -> bytes:
 
 def prefix(size: int) -> bytes:
     """Tag and length of an item of `size` encoded bytes, as they stand before it inside a Batch."""
-    return b"\x0a" + _varint(size)
+    return b"\x0a" + varint(size)
 
 
 # prefix() for the sizes that occur all the time.
@@ -117,9 +118,9 @@ def frame(encoded: bytes) -> bytes:
 
 
 # Parts of encode(): kind and the tag and length of an id, flags, and the fences of late.
-_KINDS: Final = tuple(b"\x08" + _varint(kind) + b"\x12\x10" for kind in range(128))
-_FLAGS: Final = tuple(b"\x30" + _varint(flags) if flags else b"" for flags in range(64))
-_SMALL: Final = tuple(_varint(value) for value in range(4096))
+_KINDS: Final = tuple(b"\x08" + varint(kind) + b"\x12\x10" for kind in range(128))
+_FLAGS: Final = tuple(b"\x30" + varint(flags) if flags else b"" for flags in range(64))
+_SMALL: Final = tuple(varint(value) for value in range(4096))
 _MOST_FENCES: Final = 4096
 _fences: Final[dict[int, bytes]] = {}
 
@@ -127,7 +128,7 @@ _fences: Final[dict[int, bytes]] = {}
 def _fence_field(value: int) -> bytes:
     if len(_fences) >= _MOST_FENCES:
         _fences.clear()
-    encoded = _fences[value] = b"\x18" + _varint(value)
+    encoded = _fences[value] = b"\x18" + varint(value)
     return encoded
 
 
@@ -145,14 +146,14 @@ def encode(kind: int, id_: bytes, fence: int, seq: int, tokens: int, flags: int,
     if fence:
         out += _fences.get(fence) or _fence_field(fence)
     if seq:
-        out += b"\x20" + (_SMALL[seq] if seq < 4096 else _varint(seq))
+        out += b"\x20" + (_SMALL[seq] if seq < 4096 else varint(seq))
     if tokens:
-        out += b"\x28" + (_SMALL[tokens] if tokens < 4096 else _varint(tokens))
+        out += b"\x28" + (_SMALL[tokens] if tokens < 4096 else varint(tokens))
     if flags:
         out += _FLAGS[flags]
     size = len(body)
     if size:
-        out += b"\x3a" + (_SMALL[size] if size < 4096 else _varint(size)) + body
+        out += b"\x3a" + (_SMALL[size] if size < 4096 else varint(size)) + body
     return out
 
 

@@ -91,7 +91,10 @@ class Case:
             return False
         if delivered.outcome is Outcome.FAILED:
             return True  # nobody pays and nobody is paid
-        wanted = {segment.fence for segment in delivered.segments}
+        segments = delivered.segments
+        if len(segments) == 1 and delivered.outcome is Outcome.COMPLETED:  # nearly all
+            return segments[0].fence in self.counts
+        wanted = {segment.fence for segment in segments}
         if delivered.outcome is Outcome.CANCELLED and self.relayed is not None:
             wanted |= self.relayed.stopping
         elif not wanted and self.relayed is None:
@@ -154,15 +157,6 @@ class Case:
         *,
         from_caller: bool,
     ) -> Bill:
-        known = tuple(Segment(s.fence, s.start_token, s.end_token, self.party(s.fence) or s.party) for s in segments)
-        return Bill(
-            self.job_id,
-            ticket,
-            outcome,
-            known,
-            usage,
-            dict(self.counts),
-            reason,
-            receipt_only=False,
-            from_caller=from_caller,
-        )
+        party = self.party
+        known = tuple([Segment(fence, start, end, party(fence) or told) for fence, start, end, told in segments])
+        return Bill(self.job_id, ticket, outcome, known, usage, self.counts.copy(), reason, False, from_caller)

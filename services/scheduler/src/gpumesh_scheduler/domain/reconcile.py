@@ -187,7 +187,7 @@ class Reconciler:
         return case
 
     def _judge(self, case: Case, now: float) -> Settling:
-        return self._send(case, now) if case.whole() else []
+        return self._send(case, now) if case.delivered is not None and case.whole() else []
 
     def _send(self, case: Case, now: float) -> Settling:
         self.waiting.pop(case.job_id, None)
