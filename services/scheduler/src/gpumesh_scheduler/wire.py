@@ -181,10 +181,11 @@ def delivered_from_wire(record: DeliveredMessage) -> Delivered:
     outcome = _OUTCOMES.get(record.outcome)
     if outcome is None:
         raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record has no outcome.")
-    if len(record.segments) > MOST_SEGMENTS or not record.ticket:
+    ticket, runs = record.ticket, record.segments
+    if len(runs) > MOST_SEGMENTS or not ticket:
         raise InvalidArgument(Reason.PROTOCOL_ERROR, "The delivered record is out of bounds.")
-    segments = tuple([Segment(s.fence, s.start_token, s.end_token) for s in record.segments])
-    return Delivered(record.ticket, outcome, segments, usage_from_wire(record.usage), record.reason)
+    segments = tuple([Segment(run.fence, run.start_token, run.end_token) for run in runs])
+    return Delivered(ticket, outcome, segments, usage_from_wire(record.usage), record.reason)
 
 
 def settle_to_wire(bill: Bill) -> bytes:

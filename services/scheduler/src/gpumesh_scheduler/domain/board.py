@@ -273,7 +273,12 @@ class Board:
         session.tries[terms.job_id, fence] = attempt
         self.pools.take(seat, attempt.cost)
         job.offered(attempt, now)
-        self._arm(job, now)
+        # As _arm, without asking the job which of its timers is the first.
+        accept_at, deadline_at = now + self.limits.accept_s, terms.deadline_at
+        at = min(deadline_at, accept_at)
+        if at < job.wake:
+            job.wake = at
+            self.wheel.add(terms.job_id, at)
         out.append(SendOffer(job, attempt))
         return True
 
