@@ -70,6 +70,15 @@ class _Served:
         await self.links.serve(request_iterator, context)
 
 
+def _each(item: Item) -> list[tuple[bytes, bytes]]:
+    """Job id and Settle of every job in a Settle item."""
+    if item.id:
+        return [(item.id, item.body)]
+    many = Settle.FromString(item.body)
+    ids = [many.job_ids[at : at + 16] for at in range(0, len(many.job_ids), 16)]
+    return list(zip(ids, many.jobs, strict=True))
+
+
 class FakeMetering(_Served):
     """Answers Settle with a charge of 1000 nano-USD, 800 of them for each segment's try, unless told to be `silent`."""
 
@@ -78,29 +87,33 @@ class FakeMetering(_Served):
         self.silent = False
         self.reason = ""
         self.effects: set[bytes] = set()
+        self.came: list[tuple[bytes, bytes]] = []
 
     def _act(self, link: Any, item: Item) -> None:
-        if item.kind == SETTLE and not self.silent:
-            settle = Settle.FromString(item.body)
-            self.effects.add(item.id)
-            settled = Settled(
-                reason=self.reason, pays=[SegmentPay(fence=s.segment.fence, pay_nano_usd=800) for s in settle.segments]
-            )
+        if item.kind != SETTLE:
+            return
+        for job_id, body in _each(item):
+            self.came.append((job_id, body))
+            if self.silent:
+                continue
+            self.effects.add(job_id)
+            pays = [SegmentPay(fence=s.segment.fence, pay_nano_usd=800) for s in Settle.FromString(body).segments]
+            settled = Settled(reason=self.reason, pays=pays)
             settled.charge.amount_nano_usd = 1000
-            link.send_new(ItemKind.ITEM_KIND_SETTLED, id=item.id, body=settled.SerializeToString())
+            link.send_new(ItemKind.ITEM_KIND_SETTLED, id=job_id, body=settled.SerializeToString())
 
     async def settle(self, job_id: bytes, number: int = 1) -> Settle:
         """Waits for the number-th Settle of a job."""
 
-        def found() -> list[Item]:
-            return [item for item in self.seen.of_kind(SETTLE) if item.id == job_id]
+        def found() -> list[bytes]:
+            return [body for of, body in self.came if of == job_id]
 
         await self.seen.until(lambda: len(found()) >= number)
-        return Settle.FromString(found()[number - 1].body)
+        return Settle.FromString(found()[number - 1])
 
     def count(self, job_id: bytes) -> int:
         """How often a job's Settle came."""
-        return sum(item.id == job_id for item in self.seen.of_kind(SETTLE))
+        return sum(of == job_id for of, _ in self.came)
 
 
 class FakeRegistry(_Served):

@@ -22,7 +22,7 @@ from gpumesh.metering.v1.ledger_service_pb2 import (
     SetPriceRequest,
 )
 from gpumesh.metering.v1.ledger_service_pb2_grpc import LedgerServiceStub
-from gpumesh.metering.v1.settlement_service_pb2 import Settled, SettlementHello
+from gpumesh.metering.v1.settlement_service_pb2 import Settle, Settled, SettlementHello
 from gpumesh_metering.postgres import PostgresLedgerStore
 from gpumesh_metering.writer import FLUSH_ITEMS
 from gpumesh_runtime.database import Database
@@ -145,6 +145,18 @@ async def test_job_settles_over_a_link_and_shows_in_balances_and_usage(metering:
     ]
     verdict = await stub.CheckLedger(CheckLedgerRequest(), timeout=30)
     assert (list(verdict.violations), verdict.transfers, verdict.settlements) == ([], 3, 1)
+
+
+async def test_many_jobs_in_one_item_are_each_settled_and_answered(metering: RunningMetering) -> None:
+    await credit(metering, "acct_1", 10**9)
+    jobs = [os.urandom(16) for _ in range(5)]
+    bodies = [settle(ticket(metering.ring, job)) for job in jobs[:4]] + [b"no settle"]
+    async with scheduler(metering, "s1") as one:
+        many = Settle(job_ids=b"".join(jobs), jobs=bodies).SerializeToString()
+        (await one.client.up(10)).send_new(SETTLE, body=many)
+        await until(lambda: len(one.answers()) == 5)
+        assert [one.answers()[job][0].charge.amount_nano_usd for job in jobs] == [200_000] * 4 + [0]
+        assert one.answers()[jobs[4]][0].reason == "TICKET_INVALID"
 
 
 async def test_same_jobs_from_two_schedulers_settle_once_and_both_are_answered(metering: RunningMetering) -> None:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from gpumesh.common.v1.link_pb2 import Item, ItemKind
+from gpumesh_metering import wire
 from gpumesh_metering.writer import GroupCommitWriter
 from gpumesh_runtime.link import Goodbye, Link, LinkEnd
 from gpumesh_runtime.metrics import gauge
@@ -46,9 +47,15 @@ class SettlementReceiver:
         _SCHEDULERS.value = len(self._ways)
 
     def on_item(self, link: Link, item: Item) -> None:
-        """A job to settle. When the queue is full it is dropped: unanswered, so the scheduler keeps it."""
-        if item.kind == _SETTLE:
-            self._writer.submit(item.id, item.body, self._ways[link])
+        """A job to settle, or many. When the queue is full they are dropped: unanswered, so the scheduler keeps them."""
+        if item.kind != _SETTLE:
+            return
+        way, submit = self._ways[link], self._writer.submit
+        if item.id:
+            submit(item.id, item.body, way)
+        else:
+            for job_id, body in wire.many_from_wire(item.body):
+                submit(job_id, body, way)
 
     def on_goodbye(self, link: Link, goodbye: Goodbye) -> None:
         """The scheduler stops; what it sent is still written and answered."""

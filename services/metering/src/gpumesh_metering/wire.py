@@ -2,7 +2,7 @@
 WireError.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC
 from typing import Final, NamedTuple
 
@@ -36,6 +36,14 @@ def settle_from_wire(body: bytes) -> Settle:
         return Settle.FromString(body)
     except DecodeError as err:
         raise WireError("not a Settle") from err
+
+
+def many_from_wire(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(job id, Settle encoded) of each job in a Settle of many. Raises DecodeError, and ValueError when the lists differ in length."""
+    settle = Settle.FromString(body)
+    joined = settle.job_ids
+    ids = [joined[at : at + JOB_ID_BYTES] for at in range(0, len(joined), JOB_ID_BYTES)]
+    return zip(ids, settle.jobs, strict=True)
 
 
 def sealed_from_wire(body: bytes) -> SealedTicket:

@@ -27,7 +27,7 @@ from gpumesh.common.v1 import job_pb2 as gpumesh_dot_common_dot_v1_dot_job__pb2
 from gpumesh.common.v1 import link_pb2 as gpumesh_dot_common_dot_v1_dot_link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,gpumesh/metering/v1/settlement_service.proto\x12\x13gpumesh.metering.v1\x1a\x1egpumesh/common/v1/access.proto\x1a\x1bgpumesh/common/v1/job.proto\x1a\x1cgpumesh/common/v1/link.proto\"\'\n\x0fSettlementHello\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\"(\n\x11SettlementWelcome\x12\x13\n\x0bmetering_id\x18\x01 \x01(\t\"\xb5\x02\n\x06Settle\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.gpumesh.common.v1.JobOutcome\x12\x32\n\x08segments\x18\x03 \x03(\x0b\x32 .gpumesh.metering.v1.PaidSegment\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.gpumesh.common.v1.Usage\x12\x33\n\x0bnode_counts\x18\x05 \x03(\x0b\x32\x1e.gpumesh.metering.v1.NodeCount\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x14\n\x0creceipt_only\x18\x07 \x01(\x08\x12\x33\n\x06source\x18\x08 \x01(\x0e\x32#.gpumesh.metering.v1.EvidenceSource\"\x8e\x01\n\x0bPaidSegment\x12+\n\x07segment\x18\x01 \x01(\x0b\x32\x1a.gpumesh.common.v1.Segment\x12\x13\n\x0bprovider_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12,\n\x05\x62uild\x18\x04 \x01(\x0b\x32\x1d.gpumesh.common.v1.ModelBuild\"C\n\tNodeCount\x12\r\n\x05\x66\x65nce\x18\x01 \x01(\x04\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.gpumesh.common.v1.Usage\"\xe2\x01\n\x07Settled\x12)\n\x06\x63harge\x18\x01 \x01(\x0b\x32\x19.gpumesh.common.v1.Charge\x12-\n\x04pays\x18\x02 \x03(\x0b\x32\x1f.gpumesh.metering.v1.SegmentPay\x12\x1b\n\x13repeated_settlement\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07job_ids\x18\x05 \x01(\x0c\x12\x18\n\x10\x63harges_nano_usd\x18\x06 \x03(\x03\x12\x0e\n\x06\x66\x65nces\x18\x07 \x03(\x04\x12\x15\n\rpays_nano_usd\x18\x08 \x03(\x03\"1\n\nSegmentPay\x12\r\n\x05\x66\x65nce\x18\x01 \x01(\x04\x12\x14\n\x0cpay_nano_usd\x18\x02 \x01(\x03*h\n\x0e\x45videnceSource\x12\x1f\n\x1b\x45VIDENCE_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VIDENCE_SOURCE_CALLER\x10\x01\x12\x19\n\x15\x45VIDENCE_SOURCE_RELAY\x10\x02\x32_\n\x11SettlementService\x12J\n\x07\x43onnect\x12\x18.gpumesh.common.v1.Batch\x1a\x18.gpumesh.common.v1.Batch\"\x07\xe2\xe0\x18\x03\n\x01\x06(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,gpumesh/metering/v1/settlement_service.proto\x12\x13gpumesh.metering.v1\x1a\x1egpumesh/common/v1/access.proto\x1a\x1bgpumesh/common/v1/job.proto\x1a\x1cgpumesh/common/v1/link.proto\"\'\n\x0fSettlementHello\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\"(\n\x11SettlementWelcome\x12\x13\n\x0bmetering_id\x18\x01 \x01(\t\"\xd4\x02\n\x06Settle\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.gpumesh.common.v1.JobOutcome\x12\x32\n\x08segments\x18\x03 \x03(\x0b\x32 .gpumesh.metering.v1.PaidSegment\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.gpumesh.common.v1.Usage\x12\x33\n\x0bnode_counts\x18\x05 \x03(\x0b\x32\x1e.gpumesh.metering.v1.NodeCount\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x14\n\x0creceipt_only\x18\x07 \x01(\x08\x12\x33\n\x06source\x18\x08 \x01(\x0e\x32#.gpumesh.metering.v1.EvidenceSource\x12\x0f\n\x07job_ids\x18\t \x01(\x0c\x12\x0c\n\x04jobs\x18\n \x03(\x0c\"\x8e\x01\n\x0bPaidSegment\x12+\n\x07segment\x18\x01 \x01(\x0b\x32\x1a.gpumesh.common.v1.Segment\x12\x13\n\x0bprovider_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12,\n\x05\x62uild\x18\x04 \x01(\x0b\x32\x1d.gpumesh.common.v1.ModelBuild\"C\n\tNodeCount\x12\r\n\x05\x66\x65nce\x18\x01 \x01(\x04\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.gpumesh.common.v1.Usage\"\xe2\x01\n\x07Settled\x12)\n\x06\x63harge\x18\x01 \x01(\x0b\x32\x19.gpumesh.common.v1.Charge\x12-\n\x04pays\x18\x02 \x03(\x0b\x32\x1f.gpumesh.metering.v1.SegmentPay\x12\x1b\n\x13repeated_settlement\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07job_ids\x18\x05 \x01(\x0c\x12\x18\n\x10\x63harges_nano_usd\x18\x06 \x03(\x03\x12\x0e\n\x06\x66\x65nces\x18\x07 \x03(\x04\x12\x15\n\rpays_nano_usd\x18\x08 \x03(\x03\"1\n\nSegmentPay\x12\r\n\x05\x66\x65nce\x18\x01 \x01(\x04\x12\x14\n\x0cpay_nano_usd\x18\x02 \x01(\x03*h\n\x0e\x45videnceSource\x12\x1f\n\x1b\x45VIDENCE_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VIDENCE_SOURCE_CALLER\x10\x01\x12\x19\n\x15\x45VIDENCE_SOURCE_RELAY\x10\x02\x32_\n\x11SettlementService\x12J\n\x07\x43onnect\x12\x18.gpumesh.common.v1.Batch\x1a\x18.gpumesh.common.v1.Batch\"\x07\xe2\xe0\x18\x03\n\x01\x06(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SETTLEMENTSERVICE'].methods_by_name['Connect']._loaded_options = None
   _globals['_SETTLEMENTSERVICE'].methods_by_name['Connect']._serialized_options = b'\342\340\030\003\n\001\006'
-  _globals['_EVIDENCESOURCE']._serialized_start=1049
-  _globals['_EVIDENCESOURCE']._serialized_end=1153
+  _globals['_EVIDENCESOURCE']._serialized_start=1080
+  _globals['_EVIDENCESOURCE']._serialized_end=1184
   _globals['_SETTLEMENTHELLO']._serialized_start=160
   _globals['_SETTLEMENTHELLO']._serialized_end=199
   _globals['_SETTLEMENTWELCOME']._serialized_start=201
   _globals['_SETTLEMENTWELCOME']._serialized_end=241
   _globals['_SETTLE']._serialized_start=244
-  _globals['_SETTLE']._serialized_end=553
-  _globals['_PAIDSEGMENT']._serialized_start=556
-  _globals['_PAIDSEGMENT']._serialized_end=698
-  _globals['_NODECOUNT']._serialized_start=700
-  _globals['_NODECOUNT']._serialized_end=767
-  _globals['_SETTLED']._serialized_start=770
-  _globals['_SETTLED']._serialized_end=996
-  _globals['_SEGMENTPAY']._serialized_start=998
-  _globals['_SEGMENTPAY']._serialized_end=1047
-  _globals['_SETTLEMENTSERVICE']._serialized_start=1155
-  _globals['_SETTLEMENTSERVICE']._serialized_end=1250
+  _globals['_SETTLE']._serialized_end=584
+  _globals['_PAIDSEGMENT']._serialized_start=587
+  _globals['_PAIDSEGMENT']._serialized_end=729
+  _globals['_NODECOUNT']._serialized_start=731
+  _globals['_NODECOUNT']._serialized_end=798
+  _globals['_SETTLED']._serialized_start=801
+  _globals['_SETTLED']._serialized_end=1027
+  _globals['_SEGMENTPAY']._serialized_start=1029
+  _globals['_SEGMENTPAY']._serialized_end=1078
+  _globals['_SETTLEMENTSERVICE']._serialized_start=1186
+  _globals['_SETTLEMENTSERVICE']._serialized_end=1281
 # @@protoc_insertion_point(module_scope)

@@ -102,6 +102,8 @@ class Settle(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     RECEIPT_ONLY_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
     """SealedTicket, encoded. Empty with `receipt_only`."""
     outcome: _job_pb2.JobOutcome.ValueType
@@ -112,6 +114,8 @@ class Settle(_message.Message):
     """A receipt for which no delivered record came: answered if the job is settled, else parked 10 minutes, then put in suspense."""
     source: Global___EvidenceSource.ValueType
     """Where `usage` comes from."""
+    job_ids: _builtins.bytes
+    """Many jobs in one item: their ids, 16 bytes each, one after the other. The item has no id then, and the fields above are unset."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___PaidSegment]:
         """Segments that the client received, contiguous from 0, each with its provider."""
@@ -124,6 +128,10 @@ class Settle(_message.Message):
     def node_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeCount]:
         """What each node counted, by fence: evidence, kept beside the settlement."""
 
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The Settle of each, encoded."""
+
     def __init__(
         self,
         *,
@@ -135,10 +143,12 @@ class Settle(_message.Message):
         reason: _builtins.str = ...,
         receipt_only: _builtins.bool = ...,
         source: Global___EvidenceSource.ValueType = ...,
+        job_ids: _builtins.bytes = ...,
+        jobs: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_counts", b"node_counts", "outcome", b"outcome", "reason", b"reason", "receipt_only", b"receipt_only", "segments", b"segments", "source", b"source", "ticket", b"ticket", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_ids", b"job_ids", "jobs", b"jobs", "node_counts", b"node_counts", "outcome", b"outcome", "reason", b"reason", "receipt_only", b"receipt_only", "segments", b"segments", "source", b"source", "ticket", b"ticket", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
