@@ -65,13 +65,16 @@ def test_a_ticket_for_something_else_is_refused(
 
 def test_a_ticket_works_once_and_is_remembered_until_its_submit_by() -> None:
     memory = ReplayMemory()
-    memory.use(JOB, 1, 1_000, 500)
+    second = 1_000_000_000
+    memory.use(JOB, 1, 7 * second, 5 * second)
     with pytest.raises(FailedPrecondition) as refusal:
-        memory.use(JOB, 1, 1_000, 1_000)
+        memory.use(JOB, 1, 7 * second, 7 * second)
     assert refusal.value.reason is Reason.TICKET_REPLAYED
-    memory.use(JOB, 2, 1_000, 600)
-    memory.use(job_id(2), 1, 3_000, 1_001)
-    assert len(memory) == 1
+    memory.use(JOB, 2, 6 * second + 1, 5 * second)
+    memory.use(job_id(2), 1, 9 * second, 8 * second - 1)
+    assert len(memory) == 2
+    memory.use(job_id(3), 1, 9 * second, 8 * second)
+    assert len(memory) == 2
 
 
 def test_the_memory_of_tickets_is_bounded() -> None:
