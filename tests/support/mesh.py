@@ -114,7 +114,10 @@ class Mesh:
         path = self.home / "pids" / f"{name}.pid"
 
         def new_pid() -> int:
-            text = path.read_text() if path.exists() else ""
+            try:
+                text = path.read_text()
+            except FileNotFoundError:  # the supervisor is between the old one and the new
+                return 0
             return int(text) if text.strip().isdigit() and int(text) != old_pid else 0
 
         await until(lambda: new_pid() != 0, timeout_s)
