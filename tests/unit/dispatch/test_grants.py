@@ -160,6 +160,18 @@ def test_one_request_in_half_a_life_asks_the_router_while_the_others_go_on(ring:
     virtual(main())
 
 
+def test_of_a_burst_only_one_request_asks_for_a_grant(ring: KeyRing) -> None:
+    async def main() -> None:
+        grants = Desk(ring).grants
+        other = key_of("tiny", b"o" * 32, 1)
+        assert [grants.wants(other) for _ in range(3)] == [True, False, False]
+        assert grants.wants(KEY)
+        grants.answered(other)
+        assert grants.wants(other)
+
+    virtual(main())
+
+
 def test_without_a_router_a_grant_is_used_to_its_end(ring: KeyRing) -> None:
     async def main() -> None:
         desk = Desk(ring, ready=False)

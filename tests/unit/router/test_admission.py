@@ -297,6 +297,14 @@ def test_a_grant_reserves_an_eighth_of_what_is_left_and_is_released_in_steps() -
     assert desk.balances.spare("acct_a") == left + standing.budget_nano_usd - 1_000 - 2_500
 
 
+def test_however_many_grants_are_asked_for_half_of_the_account_stays_free() -> None:
+    desk = ready_desk(balance=8_000_000)
+    given = [desk.stand(granted(desk, ask(job_id=bytes([n]) * 16)), bytes([n]) * 15 + b"g", NOW) for n in range(200)]
+    assert 3 <= sum(standing is not None for standing in given) <= 8
+    assert desk.balances.spare("acct_a") > 8_000_000 * 0.35
+    granted(desk, ask(job_id=b"z" * 16))
+
+
 def test_an_account_near_its_end_gets_no_grant() -> None:
     desk = ready_desk(balance=250 * 32 * 8)
     assert desk.stand(granted(desk, ask()), b"g" * 16, NOW) is None

@@ -145,7 +145,11 @@ class LinkAdmitter:
         job_id, chosen = wire.job_id, router
         key = key_of(wire.model, wire.key_sha256, wire.modality)
 
+        wanted = router.grants.wants(key)
+
         def on_answer(body: bytes | None, error: MeshError | None) -> None:
+            if wanted:
+                chosen.grants.answered(key)
             if body is None:
                 answer(error or LinkDown())
                 return
@@ -159,7 +163,7 @@ class LinkAdmitter:
                 chosen.grants.take(key, admission)
             answer(admission)
 
-        wire.accepts_grant = True
+        wire.accepts_grant = wanted
         link.ask(wire.SerializeToString(), ADMIT_FOR_S, on_answer)
 
     def release(self, job_id: bytes, charge_nano_usd: int) -> None:

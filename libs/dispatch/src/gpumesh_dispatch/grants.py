@@ -115,6 +115,7 @@ class Grants:
         self._release = release
         self._live: dict[_Key, _Live] = {}
         self._jobs: dict[bytes, tuple[_Live, int]] = {}
+        self._asked: set[_Key] = set()
         self._loop = asyncio.get_running_loop()
 
     def admit(self, request: JobRequest, attempt: int) -> Admitted | None:
@@ -144,6 +145,17 @@ class Grants:
         self._jobs[request.job_id] = (live, hold)
         _USED.value += 1
         return LocalAdmission(live.like, live.price, live.ticket(request, hold, output), hold, output)
+
+    def wants(self, key: _Key) -> bool:
+        """Whether a request that is about to ask should ask for a grant too: one at a time, or a burst would reserve the account away."""
+        if key in self._asked:
+            return False
+        self._asked.add(key)
+        return True
+
+    def answered(self, key: _Key) -> None:
+        """The request that asked for a grant was answered, with one or without."""
+        self._asked.discard(key)
 
     def take(self, request_key: _Key, admission: Admission) -> None:
         """Stores the grant that came with an admission; it replaces the one before."""

@@ -117,11 +117,12 @@ class Desk:
     def stand(self, grant: Grant, grant_id: bytes, now: float) -> StandingGrant | None:
         """A standing grant beside an admission, its budget reserved; None where the account is too near its end.
 
-        An eighth of what is left, and only when that covers many jobs: several callers may each hold one, and none may make another
-        refuse what the account could pay.
+        An eighth of what is left, only when that covers many jobs, and only while half of the account is free: several callers may each
+        hold one, and none may make another refuse what the account could pay.
         """
-        budget = min(self.balances.spare(grant.account_id) // _GRANT_SHARE, _MOST_GRANTED_NANO_USD)
-        if budget < grant.hold_nano_usd * _LEAST_GRANTED_JOBS:
+        spare = self.balances.spare(grant.account_id)
+        budget = min(spare // _GRANT_SHARE, _MOST_GRANTED_NANO_USD)
+        if budget < grant.hold_nano_usd * _LEAST_GRANTED_JOBS or spare * 2 < self.balances.available(grant.account_id):
             return None
         self.balances.hold(grant_id, grant.account_id, budget, now + GRANT_S + grant.ask.deadline_s)
         return StandingGrant(grant_id, grant, budget)

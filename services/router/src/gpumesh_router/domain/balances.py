@@ -100,6 +100,10 @@ class Balances:
             if kept:
                 self._holds[job_id] = replace(hold, amount=kept)
 
+    def available(self, account_id: str) -> int:
+        """Metering's last word, nano-USD."""
+        return self._accounts[account_id].available
+
     def spare(self, account_id: str) -> int:
         """What the account can still reserve, nano-USD."""
         account = self._accounts[account_id]
