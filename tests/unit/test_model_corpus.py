@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpumesh_local.model import Shipped
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "deploy/local/src/gpumesh_local/model"
 GGUF = SHIPPED / "gpumesh-tiny.gguf"
@@ -66,7 +68,7 @@ def test_gguf_is_small_and_the_card_describes_this_very_file() -> None:
     assert len(data) <= 4_000_000
     card = (SHIPPED / "MODEL_CARD.md").read_text()
     assert hashlib.sha256(data).hexdigest() in card
-    assert f"{len(data):,} bytes" in card
+    assert f"{len(data):,} bytes, {Shipped().quantisation}" in card
     accuracy = re.search(r"all arguments right \(bar 0\.8\) \| (\d+) \| ([\d.]+)", card)
     assert accuracy
     assert int(accuracy[1]) >= 100

@@ -15,7 +15,7 @@ class Shipped:
     weights: Path = _FOLDER / "gpumesh-tiny.gguf"
     tokenizer: Path = _FOLDER / "tokenizer.json"
     context_tokens: int = 2048
-    quantisation: str = "F16"
+    quantisation: str = "Q8_0"
     licence: str = "Apache-2.0"
     owner: str = "gpumesh"
     # Role names and turn marks that the chat template adds, per message and at the end; an upper bound.
