@@ -9,6 +9,7 @@ from typing import Any, Final
 from gpumesh_local.home import Home
 from gpumesh_local.model import Shipped
 from gpumesh_local.options import Options
+from gpumesh_runtime.environment import PROCESS_ENVIRONMENT
 
 HOST: Final = "127.0.0.1"
 # Offsets from GPUMESH_HTTP_PORT.
@@ -122,8 +123,7 @@ class Plan:
             ours["METRICS_ADDRESS"] = self.address(next(self._metrics))
         given = self.options.environment
         ours |= {key: given[f"GPUMESH_{key}"] for key in _FOR_ALL if f"GPUMESH_{key}" in given}
-        # glibc gives each thread an arena of its own; gRPC's and the engines' threads then hold 10 MB that nobody uses.
-        environment = {"MALLOC_ARENA_MAX": "2"}
+        environment = dict(PROCESS_ENVIRONMENT)
         environment |= {key: value for key, value in given.items() if not key.startswith("GPUMESH_")}
         environment |= {f"{prefix}{key}": str(value) for key, value in ours.items()}
         environment |= {key: value for key, value in given.items() if key.startswith(prefix)}
